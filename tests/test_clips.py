@@ -76,7 +76,9 @@ def test_no_video_is_refused(tmp_path, content):
         read_clip(path)
 
 
-@pytest.mark.parametrize("name,codec", [("b.avi", "mpeg4"), ("end.mp4", "libx264"), ("front.mp4", "libx264"), ("h.mkv", "libx264")])
+@pytest.mark.parametrize(
+    "name,codec", [("b.avi", "mpeg4"), ("end.mp4", "libx264"), ("front.mp4", "libx264"), ("h.mkv", "libx264")]
+)
 @pytest.mark.parametrize("share", [0.3, 0.6, 0.9])
 def test_cut_off_video_is_refused(tmp_path, ball, name, codec, share):
     "Also with the index in front, where the rest decodes without an error."
@@ -130,7 +132,11 @@ def test_real_videos_pass_and_are_cut(real):
     assert found.clips.shape[1:] == (8, 3, 27, 48) and found.clips.dtype == torch.float32 and not found.skipped
     assert 0 <= found.clips.min() and found.clips.max() <= 1
     assert found.sources.file.value_counts().to_dict() == {
-        "bigbuckbunny.mp4": 8, "bikes.mp4": 15, "carphone_distorted.mp4": 7, "carphone_pristine.mp4": 7}
+        "bigbuckbunny.mp4": 8,
+        "bikes.mp4": 15,
+        "carphone_distorted.mp4": 7,
+        "carphone_pristine.mp4": 7,
+    }
     file, start = found.sources.iloc[11]
     assert torch.equal(found.clips[11], read_clip(real / file, start, 8, 2, (27, 48)))
 
@@ -144,7 +150,8 @@ def test_folder_with_good_damaged_and_short_files(tmp_path, ball):
     (tmp_path / "readme.txt").write_text("not looked at")
     found = windows(tmp_path, frames=8, size=16, step=16)
     assert list(found.sources.itertuples(index=False, name=None)) == [
-        (f, s) for f in ("deep/a.AVI", "z.mp4") for s in (0, 16, 32)]
+        (f, s) for f in ("deep/a.AVI", "z.mp4") for s in (0, 16, 32)
+    ]
     assert [f for f, _ in found.skipped] == ["broken.mp4", "short.mp4"]
     assert found.skipped[1][1] == "too short, 3 frames of 8"
     assert "6 clips from 2 files; 2 skipped: broken.mp4" in str(found)

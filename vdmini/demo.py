@@ -6,7 +6,7 @@
 __all__ = ['compare', 'models_of', 'importance_section', 'drift_section', 'cost_section', 'frames_section', 'student_section',
            'demo', 'vdmini_demo', 'vdmini_generate']
 
-# %% ../nbs/13_demo.ipynb #a603e1da
+# %% ../nbs/13_demo.ipynb #d448c1ee
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,7 +28,7 @@ from .sweep import Material, default_detector, generate_without, measures, proto
 from .teachers import Teacher, load_teacher
 from .world import DIRECTIONS, SPEEDS
 
-# %% ../nbs/13_demo.ipynb #6b3dfab5
+# %% ../nbs/13_demo.ipynb #688f0951
 def compare(
     models: dict[str, Tensor],  # name → clips [n f c h w] in [0, 1]; the first is what drift is counted from
     material: Material,
@@ -56,7 +56,7 @@ def models_of(
     return {"whole model": make(teacher), "VDMini plan, not tuned": make(replace(teacher, network=student)),
             "first frame repeated": material.clips[:, :1].expand_as(material.clips)}
 
-# %% ../nbs/13_demo.ipynb #27d2c999
+# %% ../nbs/13_demo.ipynb #03f79807
 def _extremes(table: pd.DataFrame, metric: str, level: str, k: int = 3) -> tuple[str, str]:
     "The blocks with the largest and the smallest value, as text."
     rows = table[(table.metric == metric) & (table.level == level) & (table.block != "none")].sort_values("value")
@@ -113,7 +113,7 @@ def student_section(table: pd.DataFrame, clips: dict[str, Tensor], plan: Plan, b
     return Section("The paper's plan, cut", prose, clips={n: c[:k] for n, c in clips.items()},
                    tables={"Measured on the same clips": table.pivot(index="model", columns="metric", values="value").loc[list(clips)].reset_index().round(3)})
 
-# %% ../nbs/13_demo.ipynb #a9f322ea
+# %% ../nbs/13_demo.ipynb #1f455181
 def demo(
     out="out/demo",  # folder for the report and the tables
     clips: int = 48,  # real clips to compare with
@@ -150,7 +150,7 @@ def vdmini_demo(
     print(pd.read_parquet(Path(out) / "models.parquet").pivot(index="model", columns="metric", values="value").round(3).to_string(), "\n")
     print(f"open {page}")
 
-# %% ../nbs/13_demo.ipynb #acd32e4a
+# %% ../nbs/13_demo.ipynb #1652fc8b
 @command
 def vdmini_generate(
     model: str = "tiny-svd",  # a bundled model, or a folder with one, e.g. a student

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FLOW', 'frechet', 'resamples', 'interval', 'apart', 'content_drift', 'flow', 'motion_drift', 'motion_of']
 
-# %% ../nbs/04_metrics.ipynb #a661f612
+# %% ../nbs/04_metrics.ipynb #dce9ff3b
 import math
 from collections.abc import Callable
 
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .core import BadInput
 
-# %% ../nbs/04_metrics.ipynb #18d2ae43
+# %% ../nbs/04_metrics.ipynb #748bf075
 def _centred(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     "Mean, and a factor R with RᵀR = covariance (÷ n) of at most d rows."
     mean = x.mean(0)
@@ -35,7 +35,7 @@ def frechet(
     root = np.linalg.svd(ra @ rb.T, compute_uv=False).sum()
     return float(max(0., ((mean_a - mean_b)**2).sum() + (ra**2).sum() + (rb**2).sum() - 2 * root))
 
-# %% ../nbs/04_metrics.ipynb #0f99a52d
+# %% ../nbs/04_metrics.ipynb #77d1ec52
 def resamples(
     n: int,  # clips
     seed: int = 0,
@@ -53,7 +53,7 @@ def interval(
     spread = 1.96 * float(np.std([statistic(d) for d in draws]))
     return value, max(0., value - spread), value + spread
 
-# %% ../nbs/04_metrics.ipynb #73c9fd75
+# %% ../nbs/04_metrics.ipynb #5fce24e0
 def apart(
     frames,  # [n f k] per-frame features
 ) -> float:  # mean distance between different clips, frame by frame
@@ -70,7 +70,7 @@ def content_drift(
     a, b = (np.asarray(x, dtype=np.float64) for x in (frames, reference))
     return np.linalg.norm(a - b, axis=-1).mean(1) / max(apart(b), 1e-12)
 
-# %% ../nbs/04_metrics.ipynb #98008500
+# %% ../nbs/04_metrics.ipynb #78be961c
 FLOW = dict(pyr_scale=.5, levels=2, winsize=7, iterations=3, poly_n=5, poly_sigma=1.1, flags=0)
 
 def flow(
@@ -87,9 +87,9 @@ def motion_drift(
 ) -> np.ndarray:  # [n] one number per clip
     "End-point error relative to the reference's motion; 0 = same, 1 = as far off as if nothing moved."
     length = lambda f: np.linalg.norm(f, axis=2).sum((1, 2, 3))
-    return length(moved - reference) / np.maximum(length(reference), 1e-6)
+    return length(moved - reference) / np.maximum(length(reference), .01 * reference[0, :, 0].size)
 
-# %% ../nbs/04_metrics.ipynb #1d474638
+# %% ../nbs/04_metrics.ipynb #c0578ff3
 def motion_of(
     clips: Tensor,  # [b f c h w] in [0, 1]
 ) -> Tensor:  # [b 2] indices of direction (0–7, E counter-clockwise) and speed (0: < 1.5 pixels per frame, else 1)

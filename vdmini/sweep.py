@@ -7,7 +7,7 @@ __all__ = ['Material', 'world_material', 'folder_material', 'Replay', 'first_lay
            'weights_hash', 'protocol', 'measures', 'features_of', 'sweep', 'default_detector', 'run_sweep', 'wide',
            'vdmini_sweep']
 
-# %% ../nbs/05_sweep.ipynb #2cc4636e
+# %% ../nbs/05_sweep.ipynb #64f36311
 import hashlib
 import json
 import shutil
@@ -31,7 +31,7 @@ from .surgery import ablated
 from .teachers import SIGMA_MAX, Teacher, load_teacher
 from .world import FACTORS, World
 
-# %% ../nbs/05_sweep.ipynb #cf1519a8
+# %% ../nbs/05_sweep.ipynb #5d9ce278
 @dataclass(frozen=True)
 class Material:
     "Real clips to generate from and to compare with."
@@ -51,17 +51,15 @@ def world_material(
 def folder_material(
     teacher: Teacher,
     folder,  # of videos, or one video
-    n: int | None = None,  # at most so many clips, evenly spread; None: all
+    n: int | None = None,  # at most so many clips, the first window of every file before any second one; None: all
 ) -> Material:
     "Windows of the videos in a folder at the teacher's size; raises `BadInput` where there is none."
     f, _, h, w = teacher.family.latent
-    found = windows(folder, f, (h * teacher.factor, w * teacher.factor))
-    pick = np.unique(np.linspace(0, len(found.clips) - 1, min(n or len(found.clips), len(found.clips))).round().astype(int))
-    source = dict(folder=str(folder), files=sorted(set(found.sources.file.iloc[pick].astype(str))),
-                  skipped=[[str(p), why] for p, why in found.skipped])
-    return Material(found.clips[pick], motion_of(found.clips[pick]), None, source)
+    found = windows(folder, f, (h * teacher.factor, w * teacher.factor), limit=n)
+    source = dict(folder=str(folder), files=sorted(set(found.sources.file.astype(str))), skipped=[[str(p), why] for p, why in found.skipped])
+    return Material(found.clips, motion_of(found.clips), None, source)
 
-# %% ../nbs/05_sweep.ipynb #08068f38
+# %% ../nbs/05_sweep.ipynb #29f2f601
 class Replay:
     "Keep every layer's output of one forward; afterwards answer from memory up to a layer."
     def __init__(self, network: nn.Module):
@@ -89,7 +87,7 @@ def first_layer(
     "Where leaving out a block begins to make a difference."
     return next(b.order for b in blocks(network, "layer") if b.name == name or b.name.startswith(name + ".") or name.startswith(b.name + "."))
 
-# %% ../nbs/05_sweep.ipynb #fd573082
+# %% ../nbs/05_sweep.ipynb #5929d55e
 @torch.inference_mode()
 def generate_without(
     teacher: Teacher,
@@ -121,7 +119,7 @@ def observe(
         tick()
     return seen
 
-# %% ../nbs/05_sweep.ipynb #2d40f889
+# %% ../nbs/05_sweep.ipynb #da050b74
 def _keep(path: Path | None, make: Callable) -> dict:
     "What `make` returns, or what it returned before if `path` holds it."
     if path and path.exists():
@@ -153,7 +151,7 @@ def protocol(
                 detector=detector.name, detector_label=detector.label, clips=list(material.clips.shape), source=material.source,
                 dtype=str(next(teacher.network.parameters()).dtype), device=str(next(teacher.network.parameters()).device), sigma=SIGMA_MAX, steps=1) | more
 
-# %% ../nbs/05_sweep.ipynb #eeb2c6ff
+# %% ../nbs/05_sweep.ipynb #ca9425cd
 def measures(
     seen: dict,  # features of the changed model's clips
     whole: dict,  # features of the whole model's clips
@@ -216,7 +214,7 @@ def default_detector(material: Material) -> Detector:
     "The tiny detector for the generated world, TransNet for real footage."
     return load_detector("transnet" if material.factors is None else "tiny")
 
-# %% ../nbs/05_sweep.ipynb #04e5ecbb
+# %% ../nbs/05_sweep.ipynb #c04501a2
 def run_sweep(
     teacher: Teacher,
     material: Material,

@@ -6,7 +6,7 @@
 __all__ = ['VAE_CONFIG', 'rate', 'fit', 'psnr', 'train_vae', 'normalise', 'encode', 'tune_decoder', 'train_classifier',
            'pseudo_huber', 'train_unet', 'train', 'measure', 'card_text', 'vdmini_card']
 
-# %% ../nbs/14_tiny.ipynb #242dbff4
+# %% ../nbs/14_tiny.ipynb #3b2b8f9c
 import json
 import math
 from collections.abc import Callable
@@ -26,7 +26,7 @@ from .surgery import network_class
 from .teachers import FAMILIES, SIGMA_MAX, Teacher, load_teacher
 from .world import FACTORS, World
 
-# %% ../nbs/14_tiny.ipynb #8d11b857
+# %% ../nbs/14_tiny.ipynb #254b0d36
 def rate(
     step: int,
     steps: int,
@@ -76,7 +76,7 @@ def fit(
             torch.save(dict(model=model.state_dict(), optimizer=optimizer.state_dict(), rng=torch.get_rng_state(), step=i + 1, curve=curve), p)
     return pd.DataFrame(curve)
 
-# %% ../nbs/14_tiny.ipynb #b79b69a9
+# %% ../nbs/14_tiny.ipynb #26b912ac
 VAE_CONFIG = dict(down_block_types=("DownEncoderBlock2D",) * 3, block_out_channels=(32, 64, 64), layers_per_block=1,
                   sample_size=32, scaling_factor=1., force_upcast=False)
 
@@ -117,7 +117,7 @@ def normalise(
     vae.decoder.conv_in.weight *= scale[None, :, None, None]
     return vae
 
-# %% ../nbs/14_tiny.ipynb #8160efa8
+# %% ../nbs/14_tiny.ipynb #4091e1f3
 @torch.no_grad()
 def encode(
     vae: AutoencoderKLTemporalDecoder,
@@ -145,7 +145,7 @@ def tune_decoder(
     def evaluate(): return dict(psnr=psnr(decode(unseen), held_out.flatten(0, 1)))
     return fit(vae, loss, run, steps, peak, every=25, evaluate=evaluate)
 
-# %% ../nbs/14_tiny.ipynb #bb5f7d69
+# %% ../nbs/14_tiny.ipynb #1b3f4e5a
 def train_classifier(
     run: Path,  # folder for the checkpoint
     steps: int = 1000,
@@ -163,7 +163,7 @@ def train_classifier(
     fit(model, loss, run, steps, 2e-3, seed=1)
     return model.eval()
 
-# %% ../nbs/14_tiny.ipynb #b864c2d1
+# %% ../nbs/14_tiny.ipynb #932702d4
 def pseudo_huber(
     a: Tensor,  # [b f c h w]
     b: Tensor,  # [b f c h w]
@@ -175,7 +175,7 @@ def pseudo_huber(
 def train_unet(
     vae: AutoencoderKLTemporalDecoder,
     run: Path,  # folder for the checkpoint
-    steps: int = 1900,
+    steps: int = 1500,
     batch: int = 8,  # clips
     peak: float = 1e-3,
 ) -> nn.Module:
@@ -193,7 +193,7 @@ def train_unet(
     fit(teacher.network, loss, run, steps, peak)
     return teacher.network.eval()
 
-# %% ../nbs/14_tiny.ipynb #e5158b85
+# %% ../nbs/14_tiny.ipynb #7bf40e71
 def train(
     run: Path,  # folder for checkpoints
     out: Path,  # folder for the weights, laid out as data_samples/tiny-svd
@@ -201,11 +201,11 @@ def train(
     "Train the three networks and save them in half precision."
     classifier, vae = train_classifier(run / "classifier"), train_vae(run / "vae")
     unet = train_unet(vae, run / "unet")
-    tune_decoder(vae, run / "decoder", steps=1000)
+    tune_decoder(vae, run / "decoder", steps=1200)
     for name, model in dict(classifier=classifier, vae=vae, unet=unet).items():
         with write_whole(out / name) as folder: model.half().save_pretrained(folder)
 
-# %% ../nbs/14_tiny.ipynb #181b4539
+# %% ../nbs/14_tiny.ipynb #f19db743
 @torch.inference_mode()
 def measure(
     teacher: Teacher,

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SHAPES', 'COLOURS', 'DIRECTIONS', 'SPEEDS', 'FACTORS', 'World']
 
-# %% ../nbs/03b_world.ipynb #344ca229
+# %% ../nbs/03b_world.ipynb #367454ed
 import math
 from dataclasses import dataclass
 
@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# %% ../nbs/03b_world.ipynb #17544cf7
+# %% ../nbs/03b_world.ipynb #f9f0a037
 SHAPES = ("disc", "square", "triangle", "cross")
 COLOURS = dict(red=(1, -.8, -.8), green=(-.8, .8, -.8), blue=(-.7, -.5, 1),
                yellow=(1, .9, -.8), magenta=(1, -.8, 1), cyan=(-.8, .9, 1))  # RGB in [-1, 1]
@@ -21,7 +21,7 @@ DIRECTIONS = ("E", "NE", "N", "NW", "W", "SW", "S", "SE")
 SPEEDS = (1., 2.)  # pixels per frame
 FACTORS = dict(shape=SHAPES, colour=tuple(COLOURS), direction=DIRECTIONS, speed=SPEEDS)
 
-# %% ../nbs/03b_world.ipynb #41008501
+# %% ../nbs/03b_world.ipynb #b6b45192
 def _signed_distance(shape: Tensor, x: Tensor, y: Tensor, r: float) -> Tensor:
     a, b, y3 = x.abs(), y.abs(), y - r * .15
     triangle = torch.maximum(a * .894 - y3 * .447 - r * .55, y3 - r * .75)
@@ -29,7 +29,7 @@ def _signed_distance(shape: Tensor, x: Tensor, y: Tensor, r: float) -> Tensor:
     every = torch.stack([torch.hypot(x, y) - r, torch.maximum(a, b) - r * .84, triangle, cross])
     return every.gather(0, shape.expand_as(x)[None])[0]
 
-# %% ../nbs/03b_world.ipynb #64323d47
+# %% ../nbs/03b_world.ipynb #2db568f2
 @dataclass(frozen=True)
 class World:
     "Clips of one moving sprite each, with their true factors."

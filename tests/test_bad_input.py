@@ -1,0 +1,99 @@
+"""Bad input: one clear line, exit code 2, nothing half-written."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from vdmini.core import BadInput, samples
+from vdmini.surgery import Plan, ablated, make_student
+from vdmini.sweep import sweep, world_material
+from vdmini.teachers import load_teacher
+
+BIN = Path(sys.executable).parent
+
+
+def refused(*args: str) -> str:
+    "Run a console script that must refuse; return its one line."
+    done = subprocess.run([str(BIN / args[0]), *args[1:]], capture_output=True, text=True)
+    lines = [line for line in done.stderr.splitlines() if line.startswith(args[0])]
+    assert done.returncode == 2, done.stderr
+    assert len(lines) == 1 and "Traceback" not in done.stderr, done.stderr
+    return lines[0]
+
+
+@pytest.fixture(scope="module")
+def teacher():
+    return load_teacher("tiny-svd")
+
+
+def test_unknown_model(tmp_path):
+    assert "nearest: tiny-svd" in refused("vdmini_sweep", "tinysvd", "--out", str(tmp_path / "o"))
+    assert not list((tmp_path / "o").iterdir())
+
+
+def test_unknown_block(teacher):
+    before = {k: v.clone() for k, v in teacher.network.state_dict().items()}
+    with pytest.raises(BadInput, match=r"no block 'D\.0\.R\.9'; nearest: D\.0\.R\.[01]"):
+        with ablated(teacher.network, "D.0.R.9"):
+            pass
+    assert all(torch.equal(v, before[k]) for k, v in teacher.network.state_dict().items())
+
+
+def test_plan_for_another_family(tmp_path, teacher):
+    Plan.paper("svd").save(tmp_path / "plan.json")
+    assert "a plan for svd" in refused(
+        "vdmini_prune", "tiny-svd", "--plan", str(tmp_path / "plan.json"), "--out", str(tmp_path / "s")
+    )
+    assert not (tmp_path / "s").exists()
+    with pytest.raises(BadInput, match="a plan for svd"):
+        make_student(teacher.network, Plan.paper("svd"))
+
+
+def test_plan_with_unknown_blocks_or_none_at_all(tmp_path):
+    (tmp_path / "p.json").write_text(json.dumps(dict(family="tiny-svd", keep=["D.7"])))
+    assert "no block of tiny-svd 'D.7'" in refused(
+        "vdmini_prune", "--plan", str(tmp_path / "p.json"), "--out", str(tmp_path / "s")
+    )
+    (tmp_path / "p.json").write_text("{")
+    assert "is no plan" in refused("vdmini_prune", "--plan", str(tmp_path / "p.json"), "--out", str(tmp_path / "s"))
+
+
+def test_truncated_weights(tmp_path):
+    folder = tmp_path / "unet"
+    shutil.copytree(samples("tiny-svd", "unet"), folder)
+    weights = folder / "diffusion_pytorch_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1_000_000])
+    assert "cannot be read" in refused("vdmini_generate", str(folder), "--out", str(tmp_path / "c.gif"))
+    assert not (tmp_path / "c.gif").exists()
+
+
+def test_too_few_clips(tmp_path, teacher):
+    with pytest.raises(BadInput, match="20 clips are too few .* need 33"):
+        sweep(teacher, world_material(20), "stage", progress=False)
+    assert "too few" in refused("vdmini_sweep", "--videos", "20", "--out", str(tmp_path / "o"))
+    assert not list((tmp_path / "o").iterdir())
+
+
+@pytest.mark.parametrize("name,args", [("vdmini_sweep", []), ("vdmini_demo", []), ("vdmini_prune", [])])
+def test_output_that_cannot_be_written(tmp_path, name, args):
+    (tmp_path / "file").write_text("in the way")
+    assert "cannot write" in refused(name, *args, "--out", str(tmp_path / "file" / "out"))
+    assert (tmp_path / "file").read_text() == "in the way"
+
+
+def test_data_without_clips(tmp_path):
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d" / "note.mp4").write_text("no film")
+    refused("vdmini_sweep", "--data", str(tmp_path / "d"), "--out", str(tmp_path / "o"))
+    assert not list((tmp_path / "o").iterdir())
+
+
+def test_wrong_direction_and_frames(tmp_path, teacher):
+    assert "nearest" in refused("vdmini_generate", "--direction", "NNE", "--out", str(tmp_path / "c.gif"))
+    with pytest.raises(BadInput, match="first frames of shape"):
+        teacher.generate(torch.rand(1, 3, 8, 8), torch.zeros(1, 2, dtype=torch.long))
