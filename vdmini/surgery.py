@@ -6,7 +6,7 @@
 __all__ = ['Bypass', 'SpatialOnly', 'ablated', 'Plan', 'cut', 'check_skips', 'VDMiniUNet', 'network_class', 'make_student',
            'weight_names', 'vdmini_prune']
 
-# %% ../nbs/02_surgery.ipynb #efcd2034
+# %% ../nbs/02_surgery.ipynb #721d0f67
 import json
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -21,7 +21,7 @@ from .blocks import LEVELS, Block, block, blocks, children, layout_of, module_of
 from .core import BadInput, choose, command, write_whole
 from .teachers import FAMILIES, family_of, load_teacher, network_inputs, skeleton
 
-# %% ../nbs/02_surgery.ipynb #b13dedf4
+# %% ../nbs/02_surgery.ipynb #fd91d5b5
 class Bypass(nn.Module):
     "What stands in a block's place: the identity, or one 1×1 convolution where channels change."
     bypassed = True
@@ -44,7 +44,7 @@ class SpatialOnly(nn.Module):
         "The spatial half."
         return x_spatial
 
-# %% ../nbs/02_surgery.ipynb #8776403b
+# %% ../nbs/02_surgery.ipynb #e57f4a5e
 def _swaps(network: nn.Module, b: Block) -> dict[str, nn.Module]:
     "Module path → what takes its place when `b` is bypassed."
     if b.level == "stage": return {p: m for c in children(network, b) for p, m in _swaps(network, c).items()}
@@ -79,7 +79,7 @@ def ablated(
     finally:
         for p, m in held.items(): _put(network, p, m)
 
-# %% ../nbs/02_surgery.ipynb #9d91fd5d
+# %% ../nbs/02_surgery.ipynb #01e84fd3
 @cache
 def _tree(
     family: str,  # a family's name
@@ -156,7 +156,7 @@ class Plan:
             raise BadInput(f"{path} is no plan (a JSON file, or the word vdmini): {e}") from e
         return plan.check(family) if family else plan
 
-# %% ../nbs/02_surgery.ipynb #fda73161
+# %% ../nbs/02_surgery.ipynb #5760fa16
 def _drop_pairs(network: nn.Module, gone: set[str]) -> None:
     "Delete the residual-attention pairs of which no layer stays; their skips go with them."
     l = layout_of(network)
@@ -199,7 +199,7 @@ def cut(
     check_skips(network)
     return network
 
-# %% ../nbs/02_surgery.ipynb #310234f8
+# %% ../nbs/02_surgery.ipynb #93fa440f
 def _widths(resnet: nn.Module, hidden: int) -> tuple[int, int]:
     "Channels into and out of a residual layer, whole or bypassed."
     m = getattr(resnet, "spatial_res_block", resnet)
@@ -229,7 +229,7 @@ def check_skips(
     if skips: raise BadInput(f"the plan does not fit together: {len(skips)} skip connections are left over; "
                              "drop as many residual-attention pairs in U.* as in D.*")
 
-# %% ../nbs/02_surgery.ipynb #ad371313
+# %% ../nbs/02_surgery.ipynb #f8ea79af
 class VDMiniUNet(UNetSpatioTemporalConditionModel):
     "`UNetSpatioTemporalConditionModel` without the blocks that its configuration lists under `dropped`."
     def __init__(self,
@@ -276,7 +276,7 @@ def weight_names(
     name_of = {id(t): n for n, t in shell.state_dict(keep_vars=True).items()}
     return {n: name_of[id(t)] for n, t in cut(shell, dropped).state_dict(keep_vars=True).items()}
 
-# %% ../nbs/02_surgery.ipynb #06ab95a9
+# %% ../nbs/02_surgery.ipynb #f2abe9a1
 @command
 def vdmini_prune(
     model: str = "tiny-svd",  # a bundled model, or a folder with one

@@ -6,7 +6,7 @@
 __all__ = ['VAE_CONFIG', 'rate', 'fit', 'psnr', 'train_vae', 'normalise', 'encode', 'tune_decoder', 'train_classifier',
            'pseudo_huber', 'train_unet', 'train', 'measure', 'card_text', 'vdmini_card']
 
-# %% ../nbs/14_tiny.ipynb #3b2b8f9c
+# %% ../nbs/14_tiny.ipynb #01cbd4b1
 import json
 import math
 from collections.abc import Callable
@@ -26,7 +26,7 @@ from .surgery import network_class
 from .teachers import FAMILIES, SIGMA_MAX, Teacher, load_teacher
 from .world import FACTORS, World
 
-# %% ../nbs/14_tiny.ipynb #254b0d36
+# %% ../nbs/14_tiny.ipynb #d9967064
 def rate(
     step: int,
     steps: int,
@@ -76,7 +76,7 @@ def fit(
             torch.save(dict(model=model.state_dict(), optimizer=optimizer.state_dict(), rng=torch.get_rng_state(), step=i + 1, curve=curve), p)
     return pd.DataFrame(curve)
 
-# %% ../nbs/14_tiny.ipynb #26b912ac
+# %% ../nbs/14_tiny.ipynb #4d28acb7
 VAE_CONFIG = dict(down_block_types=("DownEncoderBlock2D",) * 3, block_out_channels=(32, 64, 64), layers_per_block=1,
                   sample_size=32, scaling_factor=1., force_upcast=False)
 
@@ -117,7 +117,7 @@ def normalise(
     vae.decoder.conv_in.weight *= scale[None, :, None, None]
     return vae
 
-# %% ../nbs/14_tiny.ipynb #4091e1f3
+# %% ../nbs/14_tiny.ipynb #f94b5d82
 @torch.no_grad()
 def encode(
     vae: AutoencoderKLTemporalDecoder,
@@ -145,7 +145,7 @@ def tune_decoder(
     def evaluate(): return dict(psnr=psnr(decode(unseen), held_out.flatten(0, 1)))
     return fit(vae, loss, run, steps, peak, every=25, evaluate=evaluate)
 
-# %% ../nbs/14_tiny.ipynb #1b3f4e5a
+# %% ../nbs/14_tiny.ipynb #6a41f5bf
 def train_classifier(
     run: Path,  # folder for the checkpoint
     steps: int = 1000,
@@ -163,7 +163,7 @@ def train_classifier(
     fit(model, loss, run, steps, 2e-3, seed=1)
     return model.eval()
 
-# %% ../nbs/14_tiny.ipynb #932702d4
+# %% ../nbs/14_tiny.ipynb #491ebcaa
 def pseudo_huber(
     a: Tensor,  # [b f c h w]
     b: Tensor,  # [b f c h w]
@@ -193,7 +193,7 @@ def train_unet(
     fit(teacher.network, loss, run, steps, peak)
     return teacher.network.eval()
 
-# %% ../nbs/14_tiny.ipynb #7bf40e71
+# %% ../nbs/14_tiny.ipynb #e29389e4
 def train(
     run: Path,  # folder for checkpoints
     out: Path,  # folder for the weights, laid out as data_samples/tiny-svd
@@ -205,7 +205,7 @@ def train(
     for name, model in dict(classifier=classifier, vae=vae, unet=unet).items():
         with write_whole(out / name) as folder: model.half().save_pretrained(folder)
 
-# %% ../nbs/14_tiny.ipynb #f19db743
+# %% ../nbs/14_tiny.ipynb #3d3561e8
 @torch.inference_mode()
 def measure(
     teacher: Teacher,
