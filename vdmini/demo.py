@@ -6,7 +6,7 @@
 __all__ = ['compare', 'models_of', 'importance_section', 'drift_section', 'cost_section', 'frames_section', 'student_section',
            'demo', 'vdmini_demo', 'vdmini_generate']
 
-# %% ../nbs/13_demo.ipynb #d448c1ee
+# %% ../nbs/13_demo.ipynb #797947d0
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,7 +28,7 @@ from .sweep import Material, default_detector, generate_without, measures, proto
 from .teachers import Teacher, load_teacher
 from .world import DIRECTIONS, SPEEDS
 
-# %% ../nbs/13_demo.ipynb #688f0951
+# %% ../nbs/13_demo.ipynb #9796dcd5
 def compare(
     models: dict[str, Tensor],  # name → clips [n f c h w] in [0, 1]; the first is what drift is counted from
     material: Material,
@@ -56,7 +56,7 @@ def models_of(
     return {"whole model": make(teacher), "VDMini plan, not tuned": make(replace(teacher, network=student)),
             "first frame repeated": material.clips[:, :1].expand_as(material.clips)}
 
-# %% ../nbs/13_demo.ipynb #03f79807
+# %% ../nbs/13_demo.ipynb #8bd4ded9
 def _extremes(table: pd.DataFrame, metric: str, level: str, k: int = 3) -> tuple[str, str]:
     "The blocks with the largest and the smallest value, as text."
     rows = table[(table.metric == metric) & (table.level == level) & (table.block != "none")].sort_values("value")
@@ -111,12 +111,12 @@ def student_section(table: pd.DataFrame, clips: dict[str, Tensor], plan: Plan, b
              f"{after.latency_ms:.1f} of {before.latency_ms:.1f} ms. The student has **not been fine-tuned**: this is what cutting costs, "
              "and what tuning has to win back.")
     return Section("The paper's plan, cut", prose, clips={n: c[:k] for n, c in clips.items()},
-                   tables={"Measured on the same clips": table.pivot(index="model", columns="metric", values="value").loc[list(clips)].reset_index().round(3)})
+                   tables={"Measured on the same clips": table.pivot(index="model", columns="metric", values="value").loc[table.model.unique()].reset_index().round(3)})
 
-# %% ../nbs/13_demo.ipynb #1f455181
+# %% ../nbs/13_demo.ipynb #ae72d9e0
 def demo(
     out="out/demo",  # folder for the report and the tables
-    clips: int = 48,  # real clips to compare with
+    clips: int = 40,  # real clips to compare with
     seed: int = 0,  # of clips, noise and bootstrap
     progress: bool = True,
 ) -> Path:  # the report
@@ -127,7 +127,7 @@ def demo(
     student = make_student(teacher.network, plan)
     costs, slim = (cost(network, teacher.inputs()) for network in (teacher.network, student))
     facts = protocol(teacher, material, detector, seed=seed)
-    for name, t in dict(cost=costs, cost_student=slim).items(): save_table(t, out / f"{name}.parquet", **facts)
+    for name, t in dict(cost=costs, cost_student=slim).items(): save_table(t, out / f"{name}.parquet", **facts, **t.attrs)
     with write_whole(out / "student") as folder: student.save_pretrained(folder)
     plan.save(out / "plan.json")
     made = models_of(teacher, student, material, seed)
@@ -141,7 +141,7 @@ def demo(
 @command
 def vdmini_demo(
     out: str = "out/demo",  # folder for report.html and the tables
-    clips: int = 48,  # real clips to compare with
+    clips: int = 40,  # real clips to compare with
     seed: int = 0,  # of clips, noise and bootstrap
 ):
     "The main job on the bundled model: importance, cost, the paper's plan, one page that shows it."
@@ -150,7 +150,7 @@ def vdmini_demo(
     print(pd.read_parquet(Path(out) / "models.parquet").pivot(index="model", columns="metric", values="value").round(3).to_string(), "\n")
     print(f"open {page}")
 
-# %% ../nbs/13_demo.ipynb #1652fc8b
+# %% ../nbs/13_demo.ipynb #9a8ae094
 @command
 def vdmini_generate(
     model: str = "tiny-svd",  # a bundled model, or a folder with one, e.g. a student

@@ -7,7 +7,7 @@ __all__ = ['Material', 'world_material', 'folder_material', 'Replay', 'first_lay
            'weights_hash', 'protocol', 'measures', 'features_of', 'sweep', 'default_detector', 'run_sweep', 'wide',
            'vdmini_sweep']
 
-# %% ../nbs/05_sweep.ipynb #64f36311
+# %% ../nbs/05_sweep.ipynb #a3436045
 import hashlib
 import json
 import shutil
@@ -31,7 +31,7 @@ from .surgery import ablated
 from .teachers import SIGMA_MAX, Teacher, load_teacher
 from .world import FACTORS, World
 
-# %% ../nbs/05_sweep.ipynb #5d9ce278
+# %% ../nbs/05_sweep.ipynb #18f72b54
 @dataclass(frozen=True)
 class Material:
     "Real clips to generate from and to compare with."
@@ -59,7 +59,7 @@ def folder_material(
     source = dict(folder=str(folder), files=sorted(set(found.sources.file.astype(str))), skipped=[[str(p), why] for p, why in found.skipped])
     return Material(found.clips, motion_of(found.clips), None, source)
 
-# %% ../nbs/05_sweep.ipynb #29f2f601
+# %% ../nbs/05_sweep.ipynb #013305a2
 class Replay:
     "Keep every layer's output of one forward; afterwards answer from memory up to a layer."
     def __init__(self, network: nn.Module):
@@ -87,7 +87,7 @@ def first_layer(
     "Where leaving out a block begins to make a difference."
     return next(b.order for b in blocks(network, "layer") if b.name == name or b.name.startswith(name + ".") or name.startswith(b.name + "."))
 
-# %% ../nbs/05_sweep.ipynb #5929d55e
+# %% ../nbs/05_sweep.ipynb #2bd5963f
 @torch.inference_mode()
 def generate_without(
     teacher: Teacher,
@@ -119,7 +119,7 @@ def observe(
         tick()
     return seen
 
-# %% ../nbs/05_sweep.ipynb #da050b74
+# %% ../nbs/05_sweep.ipynb #31d3ab93
 def _keep(path: Path | None, make: Callable) -> dict:
     "What `make` returns, or what it returned before if `path` holds it."
     if path and path.exists():
@@ -151,7 +151,7 @@ def protocol(
                 detector=detector.name, detector_label=detector.label, clips=list(material.clips.shape), source=material.source,
                 dtype=str(next(teacher.network.parameters()).dtype), device=str(next(teacher.network.parameters()).device), sigma=SIGMA_MAX, steps=1) | more
 
-# %% ../nbs/05_sweep.ipynb #ca9425cd
+# %% ../nbs/05_sweep.ipynb #c70baade
 def measures(
     seen: dict,  # features of the changed model's clips
     whole: dict,  # features of the whole model's clips
@@ -173,7 +173,7 @@ def features_of(
     names: list[str],  # block addresses, any level
     detector: Detector,
     seed: int = 0,
-    batch: int = 32,
+    batch: int = 8,
     parts: Path = None,  # folder that keeps finished batches
     progress: bool = True,
 ) -> dict[str, dict[str, np.ndarray]]:  # name ("none" for the whole model) → features of all clips
@@ -193,7 +193,7 @@ def sweep(
     level: str = "layer",  # "stage", "layer", "sub", or "all"
     detector: Detector = None,  # the tiny one where the true factors are known, else TransNet
     seed: int = 0,  # of the noise and of the bootstrap
-    batch: int = 32,  # clips in one forward
+    batch: int = 8,  # clips in one forward
     parts: Path = None,  # folder that keeps finished batches, to resume
     progress: bool = True,
 ) -> pd.DataFrame:  # block, level, metric, value, lo, hi, n, seed
@@ -214,7 +214,7 @@ def default_detector(material: Material) -> Detector:
     "The tiny detector for the generated world, TransNet for real footage."
     return load_detector("transnet" if material.factors is None else "tiny")
 
-# %% ../nbs/05_sweep.ipynb #c04501a2
+# %% ../nbs/05_sweep.ipynb #1b94945c
 def run_sweep(
     teacher: Teacher,
     material: Material,

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['VAE_CONFIG', 'rate', 'fit', 'psnr', 'train_vae', 'normalise', 'encode', 'tune_decoder', 'train_classifier',
-           'pseudo_huber', 'train_unet', 'train', 'measure', 'card_text', 'vdmini_card']
+           'pseudo_huber', 'train_unet', 'paint', 'train', 'measure', 'card_text', 'vdmini_card']
 
-# %% ../nbs/14_tiny.ipynb #01cbd4b1
+# %% ../nbs/14_tiny.ipynb #703b881a
 import json
 import math
 from collections.abc import Callable
@@ -26,7 +26,7 @@ from .surgery import network_class
 from .teachers import FAMILIES, SIGMA_MAX, Teacher, load_teacher
 from .world import FACTORS, World
 
-# %% ../nbs/14_tiny.ipynb #d9967064
+# %% ../nbs/14_tiny.ipynb #827348f2
 def rate(
     step: int,
     steps: int,
@@ -76,7 +76,7 @@ def fit(
             torch.save(dict(model=model.state_dict(), optimizer=optimizer.state_dict(), rng=torch.get_rng_state(), step=i + 1, curve=curve), p)
     return pd.DataFrame(curve)
 
-# %% ../nbs/14_tiny.ipynb #4d28acb7
+# %% ../nbs/14_tiny.ipynb #1bc73a61
 VAE_CONFIG = dict(down_block_types=("DownEncoderBlock2D",) * 3, block_out_channels=(32, 64, 64), layers_per_block=1,
                   sample_size=32, scaling_factor=1., force_upcast=False)
 
@@ -117,7 +117,7 @@ def normalise(
     vae.decoder.conv_in.weight *= scale[None, :, None, None]
     return vae
 
-# %% ../nbs/14_tiny.ipynb #f94b5d82
+# %% ../nbs/14_tiny.ipynb #d14590c5
 @torch.no_grad()
 def encode(
     vae: AutoencoderKLTemporalDecoder,
@@ -132,20 +132,25 @@ def tune_decoder(
     steps: int,
     batch: int = 4,  # clips
     peak: float = 1.5e-3,
+    painted: Tensor = None,  # [m f c h w] a generator's latents for the first m of the clips: half of each batch
+    seed: int = 0,
 ) -> pd.DataFrame:  # the curve, with PSNR on held-out clips
     "Tune the decoder on fixed latents."
     for p in [*vae.encoder.parameters(), *vae.quant_conv.parameters()]: p.requires_grad_(False)
     clips, held_out = World().sample(4096, seed=10)[0], World().sample(64, seed=4, held_out=True)[0]
     latents, unseen = encode(vae, clips), encode(vae, held_out)
     decode = lambda z: vae.decode(z.flatten(0, 1), num_frames=8).sample
+    n, m = len(clips), 0 if painted is None else len(painted)
+    if m: latents, clips = torch.cat([latents, painted]), torch.cat([clips, clips[:m]])
     def loss():
-        k = torch.randint(len(clips), (batch,))
-        return F.mse_loss(decode(latents[k] + .02 * torch.randn_like(latents[k])), clips[k].flatten(0, 1))
+        k = torch.randint(n, (batch - batch // 2,)), n + torch.randint(m, (batch // 2,)) if m else torch.randint(n, (batch // 2,))
+        z, x = latents[torch.cat(k)], clips[torch.cat(k)]
+        return F.mse_loss(decode(z + .02 * torch.randn_like(z)), x.flatten(0, 1))
     @torch.no_grad()
     def evaluate(): return dict(psnr=psnr(decode(unseen), held_out.flatten(0, 1)))
-    return fit(vae, loss, run, steps, peak, every=25, evaluate=evaluate)
+    return fit(vae, loss, run, steps, peak, every=25, seed=seed, evaluate=evaluate)
 
-# %% ../nbs/14_tiny.ipynb #6a41f5bf
+# %% ../nbs/14_tiny.ipynb #fe3f0195
 def train_classifier(
     run: Path,  # folder for the checkpoint
     steps: int = 1000,
@@ -163,7 +168,7 @@ def train_classifier(
     fit(model, loss, run, steps, 2e-3, seed=1)
     return model.eval()
 
-# %% ../nbs/14_tiny.ipynb #491ebcaa
+# %% ../nbs/14_tiny.ipynb #898da257
 def pseudo_huber(
     a: Tensor,  # [b f c h w]
     b: Tensor,  # [b f c h w]
@@ -193,7 +198,18 @@ def train_unet(
     fit(teacher.network, loss, run, steps, peak)
     return teacher.network.eval()
 
-# %% ../nbs/14_tiny.ipynb #e29389e4
+# %% ../nbs/14_tiny.ipynb #d236ad41
+@torch.no_grad()
+def paint(
+    vae: AutoencoderKLTemporalDecoder,
+    unet: nn.Module,
+    n: int = 1024,  # of the clips that `tune_decoder` knows
+) -> Tensor:  # [n f c h w]
+    "What the U-Net paints for the conditions of training clips."
+    teacher, (clips, factors) = Teacher(FAMILIES["tiny-svd"], unet, vae, "in training"), World().sample(4096, seed=10)
+    first = encode(vae, clips[:n])[:, 0]
+    return torch.cat([teacher.latents(first[i:i + 32], factors[i:i + 32, 2:], teacher.noise(32, i)) for i in range(0, n, 32)])
+
 def train(
     run: Path,  # folder for checkpoints
     out: Path,  # folder for the weights, laid out as data_samples/tiny-svd
@@ -202,10 +218,11 @@ def train(
     classifier, vae = train_classifier(run / "classifier"), train_vae(run / "vae")
     unet = train_unet(vae, run / "unet")
     tune_decoder(vae, run / "decoder", steps=1200)
+    tune_decoder(vae, run / "painted", steps=600, peak=1.2e-3, painted=paint(vae, unet), seed=2)
     for name, model in dict(classifier=classifier, vae=vae, unet=unet).items():
         with write_whole(out / name) as folder: model.half().save_pretrained(folder)
 
-# %% ../nbs/14_tiny.ipynb #3d3561e8
+# %% ../nbs/14_tiny.ipynb #1a65c3a3
 @torch.inference_mode()
 def measure(
     teacher: Teacher,
