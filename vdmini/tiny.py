@@ -6,7 +6,7 @@
 __all__ = ['VAE_CONFIG', 'rate', 'fit', 'psnr', 'train_vae', 'normalise', 'encode', 'tune_decoder', 'train_classifier',
            'pseudo_huber', 'train_unet', 'paint', 'train', 'measure', 'card_text', 'vdmini_card']
 
-# %% ../nbs/14_tiny.ipynb #703b881a
+# %% ../nbs/14_tiny.ipynb #a91d27f3
 import json
 import math
 from collections.abc import Callable
@@ -26,7 +26,7 @@ from .surgery import network_class
 from .teachers import FAMILIES, SIGMA_MAX, Teacher, load_teacher
 from .world import FACTORS, World
 
-# %% ../nbs/14_tiny.ipynb #827348f2
+# %% ../nbs/14_tiny.ipynb #7ad1b77d
 def rate(
     step: int,
     steps: int,
@@ -76,7 +76,7 @@ def fit(
             torch.save(dict(model=model.state_dict(), optimizer=optimizer.state_dict(), rng=torch.get_rng_state(), step=i + 1, curve=curve), p)
     return pd.DataFrame(curve)
 
-# %% ../nbs/14_tiny.ipynb #1bc73a61
+# %% ../nbs/14_tiny.ipynb #ef767538
 VAE_CONFIG = dict(down_block_types=("DownEncoderBlock2D",) * 3, block_out_channels=(32, 64, 64), layers_per_block=1,
                   sample_size=32, scaling_factor=1., force_upcast=False)
 
@@ -117,7 +117,7 @@ def normalise(
     vae.decoder.conv_in.weight *= scale[None, :, None, None]
     return vae
 
-# %% ../nbs/14_tiny.ipynb #d14590c5
+# %% ../nbs/14_tiny.ipynb #b1e227bb
 @torch.no_grad()
 def encode(
     vae: AutoencoderKLTemporalDecoder,
@@ -150,7 +150,7 @@ def tune_decoder(
     def evaluate(): return dict(psnr=psnr(decode(unseen), held_out.flatten(0, 1)))
     return fit(vae, loss, run, steps, peak, every=25, seed=seed, evaluate=evaluate)
 
-# %% ../nbs/14_tiny.ipynb #fe3f0195
+# %% ../nbs/14_tiny.ipynb #24c22446
 def train_classifier(
     run: Path,  # folder for the checkpoint
     steps: int = 1000,
@@ -168,7 +168,7 @@ def train_classifier(
     fit(model, loss, run, steps, 2e-3, seed=1)
     return model.eval()
 
-# %% ../nbs/14_tiny.ipynb #898da257
+# %% ../nbs/14_tiny.ipynb #6264f9af
 def pseudo_huber(
     a: Tensor,  # [b f c h w]
     b: Tensor,  # [b f c h w]
@@ -198,7 +198,7 @@ def train_unet(
     fit(teacher.network, loss, run, steps, peak)
     return teacher.network.eval()
 
-# %% ../nbs/14_tiny.ipynb #d236ad41
+# %% ../nbs/14_tiny.ipynb #6058f10c
 @torch.no_grad()
 def paint(
     vae: AutoencoderKLTemporalDecoder,
@@ -222,7 +222,7 @@ def train(
     for name, model in dict(classifier=classifier, vae=vae, unet=unet).items():
         with write_whole(out / name) as folder: model.half().save_pretrained(folder)
 
-# %% ../nbs/14_tiny.ipynb #1a65c3a3
+# %% ../nbs/14_tiny.ipynb #7e02d2fc
 @torch.inference_mode()
 def measure(
     teacher: Teacher,
