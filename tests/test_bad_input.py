@@ -57,10 +57,10 @@ def test_plan_for_another_family(tmp_path, teacher):
 def test_plan_with_unknown_blocks_or_none_at_all(tmp_path):
     (tmp_path / "p.json").write_text(json.dumps(dict(family="tiny-svd", keep=["D.7"])))
     assert "no block of tiny-svd 'D.7'" in refused(
-        "vdmini_prune", "--plan", str(tmp_path / "p.json"), "--out", str(tmp_path / "s")
+        "vdmini_prune", "tiny-svd", "--plan", str(tmp_path / "p.json"), "--out", str(tmp_path / "s")
     )
     (tmp_path / "p.json").write_text("{")
-    assert "is no plan" in refused("vdmini_prune", "--plan", str(tmp_path / "p.json"), "--out", str(tmp_path / "s"))
+    assert "is no plan" in refused("vdmini_prune", "tiny-svd", "--plan", str(tmp_path / "p.json"), "--out", str(tmp_path / "s"))
 
 
 def test_truncated_weights(tmp_path):
@@ -75,11 +75,11 @@ def test_truncated_weights(tmp_path):
 def test_too_few_clips(tmp_path, teacher):
     with pytest.raises(BadInput, match="20 clips are too few .* need 33"):
         sweep(teacher, world_material(20), "stage", progress=False)
-    assert "too few" in refused("vdmini_sweep", "--videos", "20", "--out", str(tmp_path / "o"))
+    assert "too few" in refused("vdmini_sweep", "tiny-svd", "--videos", "20", "--out", str(tmp_path / "o"))
     assert not list((tmp_path / "o").iterdir())
 
 
-@pytest.mark.parametrize("name,args", [("vdmini_sweep", []), ("vdmini_demo", []), ("vdmini_prune", [])])
+@pytest.mark.parametrize("name,args", [("vdmini_sweep", ["tiny-svd"]), ("vdmini_demo", []), ("vdmini_prune", ["tiny-svd"])])
 def test_output_that_cannot_be_written(tmp_path, name, args):
     (tmp_path / "file").write_text("in the way")
     assert "cannot write" in refused(name, *args, "--out", str(tmp_path / "file" / "out"))
@@ -89,11 +89,11 @@ def test_output_that_cannot_be_written(tmp_path, name, args):
 def test_data_without_clips(tmp_path):
     (tmp_path / "d").mkdir()
     (tmp_path / "d" / "note.mp4").write_text("no film")
-    refused("vdmini_sweep", "--data", str(tmp_path / "d"), "--out", str(tmp_path / "o"))
+    refused("vdmini_sweep", "tiny-svd", "--data", str(tmp_path / "d"), "--out", str(tmp_path / "o"))
     assert not list((tmp_path / "o").iterdir())
 
 
 def test_wrong_direction_and_frames(tmp_path, teacher):
-    assert "nearest" in refused("vdmini_generate", "--direction", "NNE", "--out", str(tmp_path / "c.gif"))
+    assert "nearest" in refused("vdmini_generate", "tiny-svd", "--direction", "NNE", "--out", str(tmp_path / "c.gif"))
     with pytest.raises(BadInput, match="first frames of shape"):
         teacher.generate(torch.rand(1, 3, 8, 8), torch.zeros(1, 2, dtype=torch.long))

@@ -153,7 +153,7 @@ def vdmini_demo(
 # %% ../nbs/13_demo.ipynb #9a8ae094
 @command
 def vdmini_generate(
-    model: str = "tiny-svd",  # a bundled model, or a folder with one, e.g. a student
+    model: str,  # a bundled model, or a folder with one, e.g. a student
     image: str = None,  # first frame: any picture or video; without it, one of the generated world
     direction: str = "E",  # E, NE, N, NW, W, SW, S or SE
     speed: int = 1,  # 1 or 2 pixels per frame

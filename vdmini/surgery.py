@@ -279,7 +279,7 @@ def weight_names(
 # %% ../nbs/02_surgery.ipynb #f2abe9a1
 @command
 def vdmini_prune(
-    model: str = "tiny-svd",  # a bundled model, or a folder with one
+    model: str,  # a bundled model, or a folder with one
     plan: str = "vdmini",  # a plan's .json file, or "vdmini" for the paper's
     out: str = "out/student",  # folder for the student; `from_pretrained` reads it
 ):

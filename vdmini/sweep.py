@@ -246,7 +246,7 @@ def wide(
 
 @command
 def vdmini_sweep(
-    model: str = "tiny-svd",  # a bundled model, or a folder with one
+    model: str,  # a bundled model, or a folder with one
     data: str = None,  # folder of videos; without it, the generated world
     videos: int = 64,  # clips to use
     level: str = "layer",  # stage, layer, sub or all
