@@ -108,4 +108,4 @@ def test_licence_is_apache_2():
 def test_bundled_data_is_small():
     sizes = {o: o.stat().st_size for o in (ROOT / "data_samples").rglob("*") if o.is_file()}
     assert sum(sizes.values()) <= 24_000_000
-    assert all(size <= 16_000_000 for size in sizes.values())
+    assert all(size <= 17_000_000 for size in sizes.values())
