@@ -123,11 +123,17 @@ class Plan:
         return cls.dropping(family, *_family(family).paper_drop, how="VDMini, Section 3.2 and Table A4")
 
     @property
-    def dropped(self) -> tuple[str, ...]:
-        "What goes, named as coarsely as possible, in order of execution."
+    def lost(self) -> tuple[str, ...]:
+        "The sub-blocks that go, one by one, in order of execution."
         tree = _tree(self.family)
         stays = {s for n in self.keep for s in tree[n]}
-        gone = [n for n in tree if not stays & {*tree[n]}]
+        return tuple(n for n in tree if tree[n] == (n,) and n not in stays)
+
+    @property
+    def dropped(self) -> tuple[str, ...]:
+        "What goes, named as coarsely as possible, in order of execution."
+        tree, lost = _tree(self.family), {*self.lost}
+        gone = [n for n in tree if lost >= {*tree[n]}]
         return tuple(n for n in gone if not any(n.startswith(g + ".") for g in gone))
 
     def check(self,
