@@ -22,6 +22,6 @@ class Client(NotebookClient):
 
 for path in map(Path, sys.argv[1:]):
     notebook = nbformat.read(path, as_version=4)
-    Client(notebook, timeout=900, kernel_name="python3", resources={"metadata": {"path": str(path.parent)}}).execute()
+    Client(notebook, timeout=900, kernel_name="python3", store_widget_state=False, resources={"metadata": {"path": str(path.parent)}}).execute()
     nbformat.write(notebook, path)
     print(path, path.stat().st_size)

@@ -263,14 +263,15 @@ def network_class(
 def make_student(
     network: nn.Module,  # the whole network; not changed
     plan: Plan,
-) -> nn.Module:  # a smaller network with copies of the weights that stay
+    share: bool = False,  # use the same tensors instead of copies: for a quick look, not for training
+) -> nn.Module:  # a smaller network with the weights that stay
     "Build the network that a plan describes (VDMini Table A4); raises `BadInput` for a plan of another family."
     plan.check(family_of(network).name)
     config = {k: v for k, v in network.config.items() if not k.startswith("_")}
     with torch.device("meta"): student = VDMiniUNet(dropped=plan.dropped, family=plan.family, **config)
     old = weight_names(network, plan.dropped)
     weights = network.state_dict()
-    student.load_state_dict({new: weights[name].clone() for new, name in old.items()}, assign=True)
+    student.load_state_dict({new: weights[name] if share else weights[name].clone() for new, name in old.items()}, assign=True)
     return student.train(network.training)
 
 def weight_names(
