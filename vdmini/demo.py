@@ -21,7 +21,8 @@ from .core import BadInput, choose, command, out_dir, save_table, write_whole
 from .cost import cost
 from .detectors import Detector
 from .metrics import flow, interval, motion_drift, resamples
-from .plots import plot_clips, plot_cost, plot_drift, plot_factors, plot_frames, plot_importance
+from .pictures import plot_clips, plot_frames
+from .plots import plot_cost, plot_drift, plot_factors, plot_importance
 from .report import Section, write_report
 from .surgery import Plan, make_student
 from .sweep import Material, default_detector, generate_without, measures, protocol, run_sweep, wide, world_material
