@@ -1,5 +1,6 @@
 "The cost table: what adds up, what agrees with PyTorch's own books, and what the command refuses."
 
+import re
 import time
 from copy import deepcopy
 from functools import partial
@@ -11,9 +12,10 @@ from torch.distributed._tools.mem_tracker import MemTracker
 
 from vdmini.blocks import blocks, module_of
 from vdmini.core import BadInput, load_table
-from vdmini.cost import PEAK_CPU, LiveBytes, cost, highest, parts, segments, summands, vdmini_cost
+from vdmini.cost import PEAK_CPU, cost, summands, vdmini_cost
+from vdmini.count import LiveBytes, highest, parts, segments
 from vdmini.surgery import Plan, make_student
-from vdmini.teachers import FAMILIES, network_inputs, skeleton
+from vdmini.teachers import FAMILIES, latent_size, network_inputs, skeleton
 
 TINY = FAMILIES["tiny-svd"]
 
@@ -168,7 +170,40 @@ def test_command_writes_table_and_facts(tmp_path, capsys):
     table, facts = load_table(tmp_path / "cost.parquet")
     assert total(table).params > 0 and facts["plan"] == "vdmini" and "D.3" in facts["dropped"]
     assert {"model", "family", "inputs", "dtype", "device", "repeats", "protocol", "versions"} <= set(facts)
-    assert "total" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "total" in said and "whole forward" not in said  # nothing was timed
+
+
+def test_command_prints_the_time_that_it_saves(tmp_path, capsys):
+    vdmini_cost("tiny-svd", level="stage", repeats=2, out=str(tmp_path))
+    _, facts = load_table(tmp_path / "cost.parquet")
+    assert f"{facts['whole_ms']:.1f} ms (median of 2)" in capsys.readouterr().out.splitlines()[-1]
+
+
+def test_a_clip_of_another_size_runs(tiny):
+    size = latent_size(TINY, frames=3, height=64, width=96)
+    assert size == (3, 4, 16, 24)
+    with torch.no_grad():
+        assert tiny(**network_inputs(TINY, latent=size)).sample.shape == (1, *size)
+
+
+@pytest.mark.parametrize("height, width", [(1, 8), (9, 8), (12, 13), (8, 0)])
+def test_the_size_that_a_refusal_names_is_taken(height, width):
+    with pytest.raises(BadInput, match="does not fit tiny-svd") as e:
+        network_inputs(TINY, latent=(8, 4, height, width))
+    near = tuple(map(int, re.search(r"nearest: \((.*)\)", str(e.value))[1].split(",")))
+    assert network_inputs(TINY, latent=near)["sample"].shape == (1, 8, 8, *near[2:])
+    assert all(abs(n - s) <= 8 for n, s in zip(near[2:], (height, width)))
+
+
+def test_command_weighs_a_clip_of_another_size(tmp_path):
+    vdmini_cost("tiny-svd", count_only=True, level="stage", frames=3, width=64, out=str(tmp_path))
+    table, facts = load_table(tmp_path / "cost.parquet")
+    assert (facts["frames"], facts["height"], facts["width"]) == (3, 32, 64)
+    assert facts["inputs"]["sample"] == [1, 3, 8, 8, 16]
+    own = cost(skeleton("tiny-svd"), network_inputs(TINY), level="stage", count_only=True)
+    assert total(table).params == total(own).params
+    assert total(table).flops / total(own).flops == pytest.approx(3 * 8 * 16 / (8 * 8 * 8), rel=0.01)
 
 
 def refuse(message, capsys, *args, **options):
@@ -187,6 +222,9 @@ def refuse(message, capsys, *args, **options):
         ("tiny-svd", dict(device="abacus"), "abacus"),
         ("tiny-svd", dict(dtype="float31"), "nearest: float32"),
         ("tiny-svd", dict(plan="nowhere.json"), "nowhere.json"),
+        ("tiny-svd", dict(frames=0), "nearest: 1 frames of 32×32"),
+        ("tiny-svd", dict(height=-5), "nearest: 8 frames of 32×32"),
+        ("svd", dict(height=500, width=1000), "nearest: 14 frames of 512×1024"),
     ],
 )
 def test_command_refuses(model, options, message, tmp_path, capsys):

@@ -9,7 +9,9 @@ import pytest
 import torch
 
 from vdmini.core import BadInput
-from vdmini.plots import METRICS, place_labels, plot_clips, plot_cost, plot_drift, plot_factors, plot_frames, plot_importance
+from vdmini.labels import place_labels
+from vdmini.pictures import plot_clips, plot_frames
+from vdmini.plots import METRICS, plot_cost, plot_drift, plot_factors, plot_importance
 
 STAGES = ["D.0", "D.1", "D.2", "D.3", "M", "U.0", "U.1", "U.2", "U.3"]
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from vdmini.core import BadInput
-from vdmini.plots import METRICS, plot_clips, plot_cost, plot_drift, plot_factors, plot_frames, plot_importance
+from vdmini.pictures import plot_clips, plot_frames
+from vdmini.plots import METRICS, plot_cost, plot_drift, plot_factors, plot_importance
 from vdmini.report import Section, write_report
 
 STAGES = ["D.0", "D.1", "D.2", "D.3", "M", "U.0", "U.1", "U.2", "U.3"]

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['UNITS', 'LIMITS', 'budget_table', 'budget_html', 'plot_plane', 'BudgetPanel', 'PlanFinder', 'shelf', 'PlanShelf']
 
-# %% ../nbs/08e_panels.ipynb #7f464090
+# %% ../nbs/08e_panels.ipynb #5c8ef895
 import re
 from collections.abc import Callable
 from html import escape
@@ -18,10 +18,10 @@ import plotly.graph_objects as go
 from .blockmap import MEASURE_NAMES, PlanHistory
 from .budget import MEASURES, Budget, compare_plans, estimate, find_plan
 from .core import BadInput
-from .plots import execution_order, _layout as layout
+from .plots import execution_order, titled
 from .surgery import Plan
 
-# %% ../nbs/08e_panels.ipynb #58925c46
+# %% ../nbs/08e_panels.ipynb #2a1c4878
 UNITS = dict(params=("parameters, million", 1e-6), flops=("GFLOPs", 1e-9), latency_ms=("latency, ms", 1))
 
 def budget_table(
@@ -41,7 +41,7 @@ def budget_html(
                    for name, row in table.iterrows())
     return f'<table style="line-height: 1.5"><tr><th></th>{head}</tr>{rows}</table>'
 
-# %% ../nbs/08e_panels.ipynb #f66597e6
+# %% ../nbs/08e_panels.ipynb #55bc0b56
 def plot_plane(
     budget: Budget,
     importance: pd.DataFrame,  # from `sweep`, with layers
@@ -63,9 +63,9 @@ def plot_plane(
                    hovertemplate="this plan, measured<br>%{y:.4g}<extra></extra>")])
     fig.update_xaxes(title="latency left, ms", zeroline=False)
     fig.update_yaxes(title=MEASURE_NAMES.get(metric, metric), type="log" if rows.min() > 0 else "linear", exponentformat="SI")
-    return layout(fig, "", height=300, margin=dict(l=64, r=16, t=24, b=48), legend=dict(orientation="h", y=1.02, yanchor="bottom"))
+    return titled(fig, "", height=300, margin=dict(l=64, r=16, t=24, b=48), legend=dict(orientation="h", y=1.02, yanchor="bottom"))
 
-# %% ../nbs/08e_panels.ipynb #62e6c645
+# %% ../nbs/08e_panels.ipynb #ca7499a9
 class BudgetPanel(w.HBox):
     "Parameters, FLOPs and latency of the plan, and where it stands among single drops; follows a `PlanHistory`."
     def __init__(self,
@@ -98,7 +98,7 @@ class BudgetPanel(w.HBox):
         "Mark what the plan really does."
         with self.figure.batch_update(): self.figure.data[2].update(x=[self.budget(self.history.plan).latency_ms], y=[value])
 
-# %% ../nbs/08e_panels.ipynb #e3101b5a
+# %% ../nbs/08e_panels.ipynb #83fbc20b
 LIMITS = {"latency, ms": "latency_ms", "parameters, million": "params", "GFLOPs": "flops"}
 
 class PlanFinder(w.VBox):
@@ -138,7 +138,7 @@ class PlanFinder(w.VBox):
         self.said.value = (f"{escape(name)}: estimated <b>{estimate(self.budget, plan, self.importance, self.metric):,.4g}</b> (the sum of single harms), "
                            + ("measured <b>{:,.4g}</b> ({:,.4g} – {:,.4g})".format(*measured) if measured else "not measured"))
 
-# %% ../nbs/08e_panels.ipynb #82240170
+# %% ../nbs/08e_panels.ipynb #df50c645
 def shelf(
     folder,  # of plans
     family: str,  # only plans of this family

@@ -21,7 +21,7 @@ from plotly.offline import get_plotlyjs
 from torch import Tensor
 
 from .core import BadInput, write_whole
-from .plots import data_uri, montage, stack_clips
+from .pictures import data_uri, montage, stack_clips
 
 # %% ../nbs/12_report.ipynb #e14d4e29
 @dataclass(frozen=True)

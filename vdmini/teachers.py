@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FAMILIES', 'VDMINI_UNET', 'SIGMA_MAX', 'DECODE_CLIPS', 'Family', 'skeleton', 'family_of', 'Preconditioning',
-           'Teacher', 'network_inputs', 'load_part', 'load_teacher']
+           'Teacher', 'network_inputs', 'latent_size', 'load_part', 'load_teacher']
 
 # %% ../nbs/00_teachers.ipynb #b6f45003
 import json
@@ -32,6 +32,8 @@ class Family:
     tokens: tuple[int, int]  # number and width of the cross-attention tokens
     paper_drop: tuple[str, ...] = ()  # what VDMini's rule cuts (Table A4): block addresses
     bundled: str = ""  # folder under data_samples/ with the trained weights, if there is one
+    factor: int = 8  # how many pixels one latent position covers, per side: the VAE halves them three times
+    multiple: int = 8  # latent height and width must be multiples of it: the network halves them three times
 
 FAMILIES: dict[str, Family] = {}  # name → family
 
@@ -47,7 +49,7 @@ FAMILIES["tiny-svd"] = Family(
     "tiny-svd", "tiny-svd (bundled, trained on generated sprites)", UNetSpatioTemporalConditionModel,
     dict(sample_size=8, num_frames=8, block_out_channels=(64, 64, 64, 64), num_attention_heads=(4, 4, 4, 4),
          cross_attention_dim=64, addition_time_embed_dim=32, projection_class_embeddings_input_dim=96),
-    latent=(8, 4, 8, 8), tokens=(1, 64), paper_drop=VDMINI_UNET, bundled="tiny-svd")
+    latent=(8, 4, 8, 8), tokens=(1, 64), paper_drop=VDMINI_UNET, bundled="tiny-svd", factor=4)
 
 # %% ../nbs/00_teachers.ipynb #c553c05f
 def _folder_config(
@@ -209,16 +211,40 @@ class Teacher:
         return network_inputs(self.family, b)
 
 # %% ../nbs/00_teachers.ipynb #5a3a4810
+def _nearest(n: int, step: int) -> int: return max(step, round(n / step) * step)  # positive multiple of `step`
+
 def network_inputs(
     family: Family,
     b: int = 1,  # clips in the batch
+    latent: tuple[int, int, int, int] = None,  # frames, channels, height, width; None: the family's own
 ) -> dict:  # keyword arguments of the network
-    "Random inputs for one forward of a family's network at its default size; seeded."
+    "Random inputs for one forward of a family's network, seeded; raises `BadInput` with the nearest latent size that fits."
     g = torch.Generator().manual_seed(0)
-    f, c, h, w = family.latent
+    f, c, h, w = size = tuple(latent or family.latent)
+    near = max(f, 1), family.latent[1], _nearest(h, family.multiple), _nearest(w, family.multiple)
+    if size != near: raise BadInput(f"a latent of size {size} does not fit {family.name}; nearest: {near}")
     ids = family.config.get("projection_class_embeddings_input_dim", 768) // family.config.get("addition_time_embed_dim", 256)
     return dict(sample=torch.randn(b, f, 2 * c, h, w, generator=g), timestep=torch.full((b,), Preconditioning.at(SIGMA_MAX).c_noise),
                 encoder_hidden_states=torch.randn(b, *family.tokens, generator=g), added_time_ids=torch.ones(b, ids))
+
+# %% ../nbs/00_teachers.ipynb #b1fe7611
+def _clip(frames: int, height: int, width: int) -> str: return f"{frames} frames of {height}×{width} pixels"
+
+def latent_size(
+    family: Family,
+    frames: int = None,  # of the clip; None: the family's own
+    height: int = None,  # of the clip, in pixels; None: the family's own
+    width: int = None,  # of the clip, in pixels; None: the family's own
+) -> tuple[int, int, int, int]:  # frames, channels, height, width of its latent
+    "The latent size of a clip; raises `BadInput` with the nearest size that the network takes."
+    f, c, h, w = family.latent
+    given = zip((frames, height, width), (f, h * family.factor, w * family.factor))
+    frames, height, width = size = tuple(own if n is None else n for n, own in given)
+    step = family.factor * family.multiple
+    near = max(frames, 1), _nearest(height, step), _nearest(width, step)
+    if size != near:
+        raise BadInput(f"{_clip(*size)} do not fit {family.name}; nearest: {_clip(*near)} (height × width, multiples of {step})")
+    return frames, c, height // family.factor, width // family.factor
 
 # %% ../nbs/00_teachers.ipynb #a46912c0
 def load_part(

@@ -1,0 +1,138 @@
+"""The workbench as its users meet it: in JupyterLab, in a browser, with a mouse and with keys."""
+
+from pathlib import Path
+
+import pytest
+from jupyter_browser import ask, notebook
+
+from vdmini.budget import Budget, recorded
+from vdmini.surgery import Plan
+
+ROOT = Path(__file__).resolve().parent.parent
+TUTORIAL = ROOT / "nbs" / "tutorials" / "keep_or_drop.ipynb"
+pytestmark = pytest.mark.browser
+
+
+@pytest.fixture(scope="module")
+def page(jupyter, chromium):
+    with notebook(jupyter, chromium, TUTORIAL, timeout_s=300) as page:
+        page.locator(".vdmini-map svg").first.wait_for()
+        press(page, "Keep all")
+        settled(page)
+        yield page
+
+
+def press(page, name: str) -> None:
+    page.get_by_role("button", name=name, exact=True).first.click()
+
+
+def cell(page, block: str):
+    return page.locator(f".vdmini-map [data-block='{block}']").first
+
+
+def dropped(page) -> list[str]:
+    return list(ask(page, "bench.plan.dropped"))
+
+
+def settled(page) -> None:
+    ask(page, "bench.background.wait(60)")
+
+
+def budget_row(page) -> str:
+    return page.locator("th:has-text('this plan')").first.locator("xpath=..").inner_text()
+
+
+def expected(*names: str) -> list[str]:
+    left = Budget("tiny-svd", recorded("cost"))(Plan.dropping("tiny-svd", *names))
+    return [f"{left.params / 1e6:,.2f}", f"{left.flops / 1e9:,.2f}", f"{left.latency_ms:,.2f}"]
+
+
+def frame(page) -> str:
+    return ask(page, "__import__('hashlib').sha256(bench.clips.player._every['this plan'].numpy().tobytes()).hexdigest()")
+
+
+def test_two_clicks_change_budget_and_clip(page):
+    before = frame(page)
+    cell(page, "U.3.R.1").click()
+    cell(page, "U.3.A.1").click()
+    page.wait_for_function("() => document.querySelector(\"[data-block='U.3.A.1']\").getAttribute('aria-checked') === 'false'")
+    assert dropped(page) == ["U.3.R.1", "U.3.A.1"]
+    for figure in expected("U.3.R.1", "U.3.A.1"):
+        assert figure in budget_row(page)
+    settled(page)
+    assert frame(page) != before
+
+
+def test_paper_undo_redo(page):
+    press(page, "Keep all")
+    press(page, "Paper's plan")
+    page.wait_for_function("() => document.querySelector(\"[data-block='D.3.R.0']\").getAttribute('aria-checked') === 'false'")
+    assert dropped(page) == list(Plan.paper("tiny-svd").dropped)
+    for figure in expected(*Plan.paper("tiny-svd").dropped):
+        assert figure in budget_row(page)
+    press(page, "Undo")
+    page.wait_for_function("() => document.querySelector(\"[data-block='D.3.R.0']\").getAttribute('aria-checked') === 'true'")
+    assert dropped(page) == []
+    press(page, "Redo")
+    page.wait_for_function("() => document.querySelector(\"[data-block='D.3.R.0']\").getAttribute('aria-checked') === 'false'")
+    assert dropped(page) == list(Plan.paper("tiny-svd").dropped)
+
+
+def test_shift_click_takes_the_stage_and_keys_walk(page):
+    press(page, "Keep all")
+    page.wait_for_function("() => document.querySelector(\"[data-block='D.3.R.0']\").getAttribute('aria-checked') === 'true'")
+    cell(page, "M.A.0").click(modifiers=["Shift"])
+    page.wait_for_function("() => document.querySelector(\"[data-block='M.R.0']\").getAttribute('aria-checked') === 'false'")
+    assert dropped(page) == ["M"]
+    cell(page, "U.2.A.0").focus()
+    page.keyboard.press("ArrowRight")
+    assert page.evaluate("() => document.activeElement.dataset.block") == "U.2.R.1"
+    page.keyboard.press("ArrowUp")
+    assert page.evaluate("() => document.activeElement.dataset.block") == "U.3.R.1"
+    page.keyboard.press("Enter")
+    page.wait_for_function("() => document.querySelector(\"[data-block='U.3.R.1']\").getAttribute('aria-checked') === 'false'")
+    assert page.evaluate("() => document.activeElement.dataset.block") == "U.3.R.1"  # the focus outlives the drawing
+    assert dropped(page) == ["M", "U.3.R.1"]
+
+
+def test_hover_tells_all_figures(page):
+    cell(page, "U.3.R.0").hover()
+    told = page.locator(".vdmini-tip").first.inner_text()
+    for line in ("U.3.R.0", "tiny-FVD", "content drift", "motion drift", "parameters, million", "latency, ms"):
+        assert line in told
+    value = recorded("importance").query("block == 'U.3.R.0' and metric == 'tiny_fvd'").iloc[0]
+    assert f"{value.value:.4g}  ({value.lo:.4g} – {value.hi:.4g})" in told
+
+
+def test_saved_plan_is_a_file(page):
+    press(page, "Keep all")
+    cell(page, "D.2.A.1").click()
+    name = page.get_by_label("name").first
+    name.fill("clicked")
+    name.blur()
+    press(page, "Save")
+    page.get_by_text("saved as").first.wait_for()
+    folder = ask(page, "__import__('os').getcwd()")
+    assert Plan.load(str(Path(folder) / "plans" / "clicked.json")) == Plan.dropping("tiny-svd", "D.2.A.1")
+    press(page, "Fine-tune …")
+    page.get_by_text("copy this into a cell").first.wait_for()
+    assert ask(page, "bench.shelf.cell.value") == "!vdmini_train tiny-svd --plan plans/clicked.json --out runs/clicked"
+
+
+@pytest.mark.parametrize("width", [1280, 1920])
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_nothing_is_cut_off(jupyter, chromium, width, theme, tmp_path_factory):
+    cells = [
+        "from vdmini.widgets import Workbench; from vdmini.budget import recorded; from vdmini.teachers import load_teacher",
+        "bench = Workbench(load_teacher('tiny-svd'), recorded('importance'), recorded('cost')); bench",
+    ]
+    with notebook(jupyter, chromium, cells, theme=theme, width=width, height=1900) as page:
+        page.locator(".vdmini-map svg").first.wait_for()
+        settled(page)
+        page.locator(".js-plotly-plot").first.wait_for()
+        page.wait_for_timeout(1000)
+        page.screenshot(path=str(tmp_path_factory.getbasetemp() / f"workbench-{width}-{theme}.png"))
+        wide = page.evaluate(
+            "() => [...document.querySelectorAll('.jp-OutputArea-output')].map(o => [o.scrollWidth, o.clientWidth])"
+        )
+        assert wide and all(scroll <= client + 1 for scroll, client in wide)
