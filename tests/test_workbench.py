@@ -1,5 +1,6 @@
 """The workbench as its users meet it: in JupyterLab, in a browser, with a mouse and with keys."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -23,7 +24,7 @@ def page(jupyter, chromium):
 
 
 def press(page, name: str) -> None:
-    page.get_by_role("button", name=name, exact=True).first.click()
+    page.locator("button.jupyter-button", has_text=re.compile(rf"^\s*{name}\s*$")).first.click()
 
 
 def cell(page, block: str):

@@ -10,7 +10,6 @@ __all__ = ['models_of', 'importance_section', 'drift_section', 'cost_section', '
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
