@@ -25,7 +25,7 @@ setup(
     # data_samples/ stands beside the library in a checkout and inside it in a wheel: see `vdmini.core.samples`
     packages=find_packages(include=[lib, f"{lib}.*"]) + [f"{lib}.data_samples"],
     package_dir={f"{lib}.data_samples": "data_samples"},
-    package_data={f"{lib}.data_samples": ["**/*"]},
+    package_data={lib: ["static/*"], f"{lib}.data_samples": ["**/*"]},
     include_package_data=False,
     python_requires=f">={cfg['min_python']}",
     install_requires=shlex.split(cfg["requirements"]),

@@ -1,6 +1,7 @@
 import shutil
 
 import pytest
+from jupyter_browser import serve
 
 
 @pytest.fixture(scope="session")
@@ -15,3 +16,10 @@ def chromium():
         browser = p.chromium.launch(executable_path=path, args=["--no-sandbox"])
         yield browser
         browser.close()
+
+
+@pytest.fixture(scope="session")
+def jupyter(chromium, tmp_path_factory):
+    "One JupyterLab server for the session; `jupyter_browser.notebook` opens and runs a notebook on it."
+    with serve(tmp_path_factory.mktemp("jupyter")) as server:
+        yield server
