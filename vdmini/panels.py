@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['UNITS', 'LIMITS', 'budget_table', 'budget_html', 'plot_plane', 'BudgetPanel', 'PlanFinder', 'shelf', 'PlanShelf']
 
-# %% ../nbs/08e_panels.ipynb #5c8ef895
+# %% ../nbs/08e_panels.ipynb #2938dde5
 import re
 from collections.abc import Callable
 from html import escape
@@ -18,10 +18,10 @@ import plotly.graph_objects as go
 from .blockmap import MEASURE_NAMES, PlanHistory
 from .budget import MEASURES, Budget, compare_plans, estimate, find_plan
 from .core import BadInput
-from .plots import execution_order, titled
+from .plots import execution_order
 from .surgery import Plan
 
-# %% ../nbs/08e_panels.ipynb #2a1c4878
+# %% ../nbs/08e_panels.ipynb #b78047d7
 UNITS = dict(params=("parameters, million", 1e-6), flops=("GFLOPs", 1e-9), latency_ms=("latency, ms", 1))
 
 def budget_table(
@@ -41,7 +41,7 @@ def budget_html(
                    for name, row in table.iterrows())
     return f'<table style="line-height: 1.5"><tr><th></th>{head}</tr>{rows}</table>'
 
-# %% ../nbs/08e_panels.ipynb #55bc0b56
+# %% ../nbs/08e_panels.ipynb #51c406d1
 def plot_plane(
     budget: Budget,
     importance: pd.DataFrame,  # from `sweep`, with layers
@@ -61,12 +61,15 @@ def plot_plane(
                    hovertemplate="this plan<br>%{x:.3g} ms, %{y:.4g} (sum of harms)<extra></extra>"),
         go.Scatter(x=[], y=[], mode="markers", name="measured", marker=dict(size=13, symbol="x", color="#c2334d"),
                    hovertemplate="this plan, measured<br>%{y:.4g}<extra></extra>")])
-    fig.update_xaxes(title="latency left, ms", zeroline=False)
-    fig.update_yaxes(title=MEASURE_NAMES.get(metric, metric), type="log" if rows.min() > 0 else "linear", exponentformat="SI")
-    return titled(fig, "", height=300, margin=dict(l=64, r=16, t=24, b=48), legend=dict(orientation="h", y=1.02, yanchor="bottom"))
+    grid = dict(gridcolor="rgba(128,128,128,.25)", linecolor="#888", zeroline=False)
+    log = dict(type="log", dtick=1) if rows.min() > 0 else {}
+    fig.update_xaxes(title="latency left, ms", **grid)
+    fig.update_yaxes(title=MEASURE_NAMES.get(metric, metric).partition(" (")[0], exponentformat="SI", **grid, **log)
+    return fig.update_layout(width=480, height=300, margin=dict(l=64, r=16, t=32, b=48), font_color="#888", plot_bgcolor="rgba(0,0,0,0)",
+                             paper_bgcolor="rgba(0,0,0,0)", legend=dict(orientation="h", x=0, y=1.02, yanchor="bottom"))
 
-# %% ../nbs/08e_panels.ipynb #ca7499a9
-class BudgetPanel(w.HBox):
+# %% ../nbs/08e_panels.ipynb #0e036a67
+class BudgetPanel(w.Box):
     "Parameters, FLOPs and latency of the plan, and where it stands among single drops; follows a `PlanHistory`."
     def __init__(self,
         history: PlanHistory,
@@ -80,8 +83,7 @@ class BudgetPanel(w.HBox):
         self.table, self.figure = w.HTML(), go.FigureWidget(plot_plane(budget, importance, history.plan, metric))
         self.update()
         history.observe(self.update, "plan")
-        super().__init__([w.VBox([self.table], layout=dict(flex="1 1 420px")), w.VBox([self.figure], layout=dict(flex="1 1 420px"))],
-                         layout=dict(flex_flow="row wrap", align_items="center"))
+        super().__init__([self.table, self.figure], layout=dict(flex_flow="row wrap", align_items="center"))
 
     def update(self, *_) -> None:
         "Show the plan as it stands."
@@ -98,7 +100,7 @@ class BudgetPanel(w.HBox):
         "Mark what the plan really does."
         with self.figure.batch_update(): self.figure.data[2].update(x=[self.budget(self.history.plan).latency_ms], y=[value])
 
-# %% ../nbs/08e_panels.ipynb #83fbc20b
+# %% ../nbs/08e_panels.ipynb #e43ba7aa
 LIMITS = {"latency, ms": "latency_ms", "parameters, million": "params", "GFLOPs": "flops"}
 
 class PlanFinder(w.VBox):
@@ -114,7 +116,7 @@ class PlanFinder(w.VBox):
         self.kind = w.Dropdown(options=LIMITS, description="at most", layout=dict(width="260px"))
         self.limit = w.FloatText(value=round(.75 * budget.total.latency_ms, 1), layout=dict(width="100px"))
         self.find = w.Button(description="Find a plan", icon="search")
-        self.check = w.Button(description="Measure this plan", icon="flask", tooltip="generate the clips of the sweep and compare")
+        self.check = w.Button(description="Measure this plan", icon="flask", layout=dict(width="auto"), tooltip="generate the clips of the sweep and compare")
         self.said = w.HTML()
         self.kind.observe(self._kind_changed, "value")
         self.find.on_click(self._find)
@@ -138,7 +140,7 @@ class PlanFinder(w.VBox):
         self.said.value = (f"{escape(name)}: estimated <b>{estimate(self.budget, plan, self.importance, self.metric):,.4g}</b> (the sum of single harms), "
                            + ("measured <b>{:,.4g}</b> ({:,.4g} – {:,.4g})".format(*measured) if measured else "not measured"))
 
-# %% ../nbs/08e_panels.ipynb #df50c645
+# %% ../nbs/08e_panels.ipynb #b233a257
 def shelf(
     folder,  # of plans
     family: str,  # only plans of this family

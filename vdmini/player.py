@@ -22,7 +22,7 @@ from PIL import Image
 from torch import Tensor
 
 from .core import BadInput
-from .plots import data_uri, montage, stack_clips
+from .pictures import data_uri, montage, stack_clips
 
 # %% ../nbs/08b_player.ipynb #f6bef6d4
 def sheet(
