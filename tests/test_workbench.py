@@ -4,7 +4,8 @@ import re
 from pathlib import Path
 
 import pytest
-from jupyter_browser import ask, notebook
+from jupyter_browser import ask, notebook, tell
+from PIL import Image
 
 from vdmini.budget import Budget, recorded
 from vdmini.surgery import Plan
@@ -25,6 +26,12 @@ def page(jupyter, chromium):
 
 def press(page, name: str) -> None:
     page.locator("button.jupyter-button", has_text=re.compile(rf"^\s*{name}\s*$")).first.click()
+
+
+def upload(page, path: Path) -> None:
+    with page.expect_file_chooser() as chooser:
+        page.locator("button.jupyter-button", has_text="Upload").first.click()
+    chooser.value.set_files(path)
 
 
 def cell(page, block: str):
@@ -136,4 +143,55 @@ def test_nothing_is_cut_off(jupyter, chromium, width, theme, tmp_path_factory):
         wide = page.evaluate(
             "() => [...document.querySelectorAll('.jp-OutputArea-output')].map(o => [o.scrollWidth, o.clientWidth])"
         )
+        assert page.locator(".vdmini-map svg").first.bounding_box()["width"] > 700
         assert wide and all(scroll <= client + 1 for scroll, client in wide)
+
+
+def test_failing_generation_says_so_and_the_next_click_works(page):
+    press(page, "Keep all")
+    settled(page)
+    tell(page, "bench.teacher.vae.decode = lambda *a, **k: (_ for _ in ()).throw(MemoryError('no memory left'))")
+    cell(page, "U.3.A.0").click()
+    page.get_by_text("MemoryError: no memory left").first.wait_for()
+    assert dropped(page) == ["U.3.A.0"]
+    tell(page, "del bench.teacher.vae.decode")
+    before = frame(page)
+    cell(page, "U.3.A.1").click()
+    page.get_by_text("MemoryError").first.wait_for(state="hidden")
+    settled(page)
+    assert dropped(page) == ["U.3.A.0", "U.3.A.1"] and frame(page) != before
+
+
+def test_found_plan_is_measured_beside_its_estimate(page):
+    page.locator("select:has(option:text-is('parameters, million'))").last.select_option("parameters, million")
+    limit = page.locator(".widget-text input[type=number]").first
+    limit.fill("4.93")
+    limit.press("Tab")
+    press(page, "Find a plan")
+    page.wait_for_function("() => document.querySelector(\"[data-block='D.3.R.0']\").getAttribute('aria-checked') === 'false'")
+    assert ask(page, "float(bench.budget(bench.plan).params)") <= 4.93e6
+    page.get_by_text("not measured").first.wait_for()
+    press(page, "Measure this plan")
+    page.get_by_text("(the sum of single harms), measured").first.wait_for(timeout=90_000)
+    assert "not measured" not in page.get_by_text("the sum of single harms").first.inner_text()
+    assert ask(page, "len(bench.figures.figure.data[2].y)") == 1
+
+
+def test_uploads_and_controls_change_the_clip(page, tmp_path):
+    press(page, "Keep all")
+    settled(page)
+    before = frame(page)
+    page.get_by_label("direction").first.select_option("E" if ask(page, "bench.clips.start.direction.label") != "E" else "W")
+    settled(page)
+    turned = frame(page)
+    assert turned != before
+    Image.new("RGB", (64, 48), (200, 40, 40)).save(tmp_path / "red.png")
+    (tmp_path / "broken.png").write_text("no picture")
+    upload(page, tmp_path / "red.png")
+    page.locator("option:text-is('uploaded frame')").first.wait_for(state="attached")
+    settled(page)
+    red = frame(page)
+    assert red != turned
+    upload(page, tmp_path / "broken.png")
+    page.get_by_text("broken.png:").first.wait_for()
+    assert frame(page) == red

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['StartPicker', 'ClipPanel', 'Workbench']
 
-# %% ../nbs/08f_widgets.ipynb #f1922433
+# %% ../nbs/08f_widgets.ipynb #9e3bd392
 import tempfile
 from html import escape
 from pathlib import Path
@@ -29,7 +29,7 @@ from .sweep import Material, default_detector, folder_material, world_material
 from .teachers import Teacher
 from .world import DIRECTIONS, SPEEDS
 
-# %% ../nbs/08f_widgets.ipynb #674dcd21
+# %% ../nbs/08f_widgets.ipynb #dd719171
 class StartPicker(w.HBox):
     "Chooses first frame, direction, speed and seed; `changed` is called after each change, `failed` with a line."
     def __init__(self,
@@ -88,7 +88,7 @@ class StartPicker(w.HBox):
             except Exception as e: return self.failed(f"{file['name']}: {readable_error(e)}")
         self._offer("clip", "upload")
 
-# %% ../nbs/08f_widgets.ipynb #ff18333b
+# %% ../nbs/08f_widgets.ipynb #60d34182
 class ClipPanel(w.VBox):
     "Side-by-side clips that follow a `PlanHistory`, made in the background."
     def __init__(self,
@@ -138,7 +138,7 @@ class ClipPanel(w.VBox):
         self.player.show(made[0])
         self._say(made[1])
 
-# %% ../nbs/08f_widgets.ipynb #a2ff7bbd
+# %% ../nbs/08f_widgets.ipynb #7ff8b1cc
 class Workbench(w.VBox):
     "Block map, budget, plan finder, clips and shelf around one plan."
     def __init__(self,
@@ -160,7 +160,7 @@ class Workbench(w.VBox):
         self.shelf = PlanShelf(self.history, self.budget, plans, teacher.source if not teacher.family.bundled else family)
         heading = lambda text: w.HTML(f'<h3 style="margin: 12px 0 4px">{text}</h3>')
         side = w.VBox([heading("Budget"), self.figures, heading("A plan for a budget"), self.finder], layout=dict(flex="1 1 500px"))
-        board = w.Box([w.Box([self.map], layout=dict(flex="1 1 780px")), side], layout=dict(flex_flow="row wrap"))
+        board = w.Box([w.VBox([self.map], layout=dict(flex="1 1 780px")), side], layout=dict(flex_flow="row wrap"))
         super().__init__([self._bar(importance), board, heading("Clips"), self.clips, heading("Plans"), self.shelf])
         self.clips.refresh()
 
