@@ -1,7 +1,7 @@
 """What a click costs: python tests/bench_workbench.py
 
-A click draws the map and works out the budget from the tables; the clip is made anew in the background. Both are held against what a
-workbench without tables would do at each click: build the student, count it and time one forward.
+A click draws the map and works out the budget from the tables; the clip is made anew in the background. Both are held against
+what a workbench without tables would do at each click: build the student, count it and time one forward.
 """
 
 import time
