@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['StartPicker', 'ClipPanel', 'Workbench']
 
-# %% ../nbs/08f_widgets.ipynb #9e3bd392
+# %% ../nbs/08f_widgets.ipynb #466f0ffc
 import tempfile
 from html import escape
 from pathlib import Path
@@ -29,7 +29,7 @@ from .sweep import Material, default_detector, folder_material, world_material
 from .teachers import Teacher
 from .world import DIRECTIONS, SPEEDS
 
-# %% ../nbs/08f_widgets.ipynb #dd719171
+# %% ../nbs/08f_widgets.ipynb #2d39a8d9
 class StartPicker(w.HBox):
     "Chooses first frame, direction, speed and seed; `changed` is called after each change, `failed` with a line."
     def __init__(self,
@@ -88,7 +88,7 @@ class StartPicker(w.HBox):
             except Exception as e: return self.failed(f"{file['name']}: {readable_error(e)}")
         self._offer("clip", "upload")
 
-# %% ../nbs/08f_widgets.ipynb #60d34182
+# %% ../nbs/08f_widgets.ipynb #6a0eb5f2
 class ClipPanel(w.VBox):
     "Side-by-side clips that follow a `PlanHistory`, made in the background."
     def __init__(self,
@@ -138,7 +138,7 @@ class ClipPanel(w.VBox):
         self.player.show(made[0])
         self._say(made[1])
 
-# %% ../nbs/08f_widgets.ipynb #7ff8b1cc
+# %% ../nbs/08f_widgets.ipynb #0dd45cdf
 class Workbench(w.VBox):
     "Block map, budget, plan finder, clips and shelf around one plan."
     def __init__(self,
@@ -205,7 +205,7 @@ class Workbench(w.VBox):
     def still(self) -> HTML:
         "Map, budget and frames as they stand, for a saved notebook."
         table = budget_html(budget_table(self.budget, self.figures.fixed | {"this plan": self.plan}))
-        return HTML(f'<div style="background: #fff; color: #222; padding: 8px">{self.map.svg}{table}{self.clips.player.strip().data}</div>')
+        return HTML(f'<div style="background: #fff; color: #222; padding: 8px">{self.map.svg}{table}<p>{self.finder.said.value}</p>{self.clips.player.strip().data}</div>')
 
     def _repr_mimebundle_(self, **kwargs):
         self.background.wait(3)  # the first clip, so that a saved notebook shows it
