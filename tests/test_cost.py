@@ -14,8 +14,8 @@ from vdmini.blocks import blocks, module_of
 from vdmini.core import BadInput, load_table
 from vdmini.cost import PEAK_CPU, cost, summands, vdmini_cost
 from vdmini.count import LiveBytes, highest, parts, segments
+from vdmini.families import FAMILIES, latent_size, network_inputs, skeleton
 from vdmini.surgery import Plan, make_student
-from vdmini.teachers import FAMILIES, latent_size, network_inputs, skeleton
 
 TINY = FAMILIES["tiny-svd"]
 

@@ -6,7 +6,7 @@
 __all__ = ['MEASURES', 'recorded', 'alone', 'pairs', 'cores', 'Budget', 'harms', 'estimate', 'removable', 'Rules', 'find_plan',
            'compare_plans']
 
-# %% ../nbs/08_budget.ipynb #19a4a069
+# %% ../nbs/08_budget.ipynb #b4707d97
 from functools import cached_property
 
 import numpy as np
@@ -14,10 +14,10 @@ import pandas as pd
 from scipy.optimize import Bounds, LinearConstraint, milp
 from torch import nn
 
-from .blocks import block, blocks, children, layout_of
+from .blocks import block, blocks, children, layout_of, levels_of
 from .core import BadInput, choose, load_table, samples
-from .surgery import Plan, ablated
-from .teachers import family_of, skeleton
+from .families import family_of, skeleton
+from .plan import Plan, ablated
 
 # %% ../nbs/08_budget.ipynb #ad8c97c5
 def recorded(
@@ -27,7 +27,7 @@ def recorded(
     "A table that `vdmini_demo` recorded for a bundled model."
     return load_table(samples(model, "recorded", f"{choose(name, ('importance', 'cost'), 'recorded table')}.parquet"))[0]
 
-# %% ../nbs/08_budget.ipynb #089827ff
+# %% ../nbs/08_budget.ipynb #72dd3d7c
 MEASURES = ["params", "flops", "latency_ms"]
 
 def alone(
@@ -37,27 +37,29 @@ def alone(
     "What each layer and sub-block frees by itself; raises `BadInput` for a table of another network."
     count = lambda: sum(p.numel() for p in network.parameters())
     whole, freed = count(), {}
-    for b in [*blocks(network, "layer"), *blocks(network, "sub")]:
+    for b in [b for level in levels_of(network)[1:] for b in blocks(network, level)]:
         with ablated(network, b.name): freed[b.name] = whole - count()
     rows = cost.set_index("block")[MEASURES]
     missing = [n for n in freed if n not in rows.index]
     if missing: raise BadInput(f"the cost table has no row for {missing[0]}; expected one of this network, with level sub")
     return rows.loc[list(freed)].mul(pd.Series(freed) / rows.params[list(freed)], axis=0)
 
-# %% ../nbs/08_budget.ipynb #5ea0d730
+# %% ../nbs/08_budget.ipynb #ac3e3740
 def pairs(
-    network: nn.Module,  # of a U-Net's layout
+    network: nn.Module,
     stage: str,  # e.g. "D.1"
-) -> list[tuple[str, ...]]:  # the layers of each index
+) -> list[tuple[str, ...]]:  # the layers of each index; without skip connections each layer for itself
     "The layers of a stage that share a skip connection."
     found = {}
+    if not layout_of(network).skips: return [(b.name,) for b in children(network, block(network, stage))]
     for b in children(network, block(network, stage)): found.setdefault(b.name.rpartition(".")[2], []).append(b.name)
     return [tuple(p) for p in found.values()]
 
 def cores(
-    network: nn.Module,  # of a U-Net's layout
+    network: nn.Module,
 ) -> dict[str, tuple[str, ...]]:  # down stage → the layers that go when it is cut away with all that lies inside it
     "What may go from the inside out: the last down stage, the middle, the first up stage, and so on; never the outermost."
+    if not layout_of(network).skips: return {}
     down, up = ([b.name for b in blocks(network, "stage") if b.name[0] == k] for k in "DU")
     layers = lambda *stages: [l.name for s in stages for l in children(network, block(network, s))]
     inside, found = layers("M"), {}
@@ -66,7 +68,7 @@ def cores(
         found[d] = tuple(inside)
     return found
 
-# %% ../nbs/08_budget.ipynb #1b363128
+# %% ../nbs/08_budget.ipynb #c46f95ed
 class Budget:
     "Parameters, FLOPs and latency of any plan, from a cost table."
     def __init__(self,
@@ -74,7 +76,7 @@ class Budget:
         cost: pd.DataFrame,  # from `cost.cost`, down to sub-blocks
     ):
         self.network = skeleton(family)
-        self.family = family_of(self.network).name
+        self.family, self.layout = family_of(self.network).name, layout_of(self.network)
         self.rows = cost.set_index("block")[MEASURES]
         self.alone = alone(self.network, cost)
         self.layers = {s.name: [l.name for l in children(self.network, s)] for s in blocks(self.network, "stage")}
@@ -89,7 +91,7 @@ class Budget:
         "Layers that must all be gone, and what is saved then on top of what its parts save."
         stages = [b.name for b in blocks(self.network, "stage")]
         layers = [l for s in stages for p in pairs(self.network, s) for l in p]
-        sets = [p for s in stages if s != "M" for p in pairs(self.network, s)] + [tuple(l for l in layers if l[0] == "M")]
+        sets = [p for s in stages if s != "M" for p in pairs(self.network, s)] + [tuple(self.layers["M"])] if self.layout.skips else []
         vanish = {p[0] for p in sets if len(p) == 1}  # a pair of one leaves no shortcut
         single = [((l,), (self.rows if l in vanish else self.alone).loc[l]) for l in layers]
         together = [(p, (self.rows.loc[[*p]] - self.alone.loc[[*p]]).sum()) for p in sets if len(p) > 1]
@@ -138,22 +140,23 @@ def estimate(
     none = importance[(importance.block == "none") & (importance.metric == metric)].value
     return float(none.iloc[0] + harms(importance, metric).loc[sorted(layers | subs)].sum())
 
-# %% ../nbs/08_budget.ipynb #9f54a55b
+# %% ../nbs/08_budget.ipynb #a14557f8
 def removable(
-    network: nn.Module,  # of SVD's layout
+    network: nn.Module,  # a U-Net
 ) -> set[str]:  # residual layers
     "Residual layers that can vanish with their skip: the channels before and behind them are the same."
-    l, found = layout_of(network), set()
-    width = lambda r: (r.spatial_res_block.in_channels, r.spatial_res_block.out_channels)
+    found = set()
+    inner = lambda r: getattr(r, "spatial_res_block", r)
+    width = lambda r: (inner(r).in_channels, inner(r).out_channels)
     hidden = network.conv_in.out_channels
     skips = [hidden]
-    for i, stage in enumerate(getattr(network, l.down)):
+    for i, stage in enumerate(network.down_blocks):
         for j, (before, after) in enumerate(map(width, stage.resnets)):
             if before == after: found.add(f"D.{i}.R.{j}")
             hidden = after
             skips.append(hidden)
         if stage.downsamplers: skips.append(hidden)
-    for i, stage in enumerate(getattr(network, l.up)):
+    for i, stage in enumerate(network.up_blocks):
         opposite = skips[-1]
         for j, (_, after) in enumerate(map(width, stage.resnets)):
             if hidden == after and skips.pop() == opposite: found.add(f"U.{i}.R.{j}")
@@ -161,7 +164,7 @@ def removable(
             hidden = after
     return found
 
-# %% ../nbs/08_budget.ipynb #8e0a6794
+# %% ../nbs/08_budget.ipynb #124a3938
 class Rules:
     "Which layers may go together, as linear constraints on one 0/1 variable for each term of a `Budget`."
     def __init__(self, budget: Budget):
@@ -169,7 +172,7 @@ class Rules:
         self.at = {needs: i for i, (needs, _) in enumerate(budget.terms)}
         for needs in self.at:
             if len(needs) > 1: self._all_of(needs)
-        self._skips()
+        (self._skips if budget.layout.skips else self._no_stage_empty)()
 
     def _add(self, weights: dict, lo: float, hi: float) -> None:
         row = np.zeros(len(self.at))
@@ -180,6 +183,9 @@ class Rules:
         "A term is 1 exactly when all its layers are."
         for n in needs: self._add({needs: 1, (n,): -1}, -np.inf, 0)
         self._add({needs: -1} | {(n,): 1 for n in needs}, -np.inf, len(needs) - 1)
+
+    def _no_stage_empty(self) -> None:
+        for layers in self.budget.layers.values(): self._add({(l,): 1 for l in layers}, 0, len(layers) - 1)
 
     def _skips(self) -> None:
         network, core = self.budget.network, cores(self.budget.network)

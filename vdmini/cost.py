@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PEAK_CPU', 'PEAK_CUDA', 'DTYPES', 'latency', 'measure', 'cost', 'summands', 'readable', 'vdmini_cost']
 
-# %% ../nbs/06b_cost.ipynb #1df76c3b
+# %% ../nbs/06b_cost.ipynb #3f557678
 import time
 from collections.abc import Callable
 from functools import partial
@@ -13,15 +13,16 @@ from statistics import median
 
 import pandas as pd
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from .blocks import LEVELS
+from .blocks import LEVELS, levels_of, prunable
 from .core import BadInput, choose, command, out_dir, save_table
 from .count import Part, count, count_params, highest, parts, segments, spent, sum_up
-from .surgery import Plan, make_student
-from .teachers import family_of, latent_size, load_teacher, network_inputs, skeleton
+from .families import clip_size, family_of, latent_size, network_inputs, skeleton
+from .surgery import Plan, dropped_from, make_student
+from .teachers import load_network
 
-# %% ../nbs/06b_cost.ipynb #cea87fb8
+# %% ../nbs/06b_cost.ipynb #17b7bd6b
 def _cuda_event():
     event = torch.cuda.Event(enable_timing=True)
     event.record()
@@ -40,7 +41,7 @@ def latency(
 ) -> tuple[dict, float]:  # row → median ms of its own; median ms of a whole forward without hooks
     "Time forwards with and without hooks in turn, so that whatever else the machine does hits both alike."
     read, difference, wait = _clock(next(network.parameters()).device)
-    forward, runs, wholes = partial(network, **inputs), [], []
+    forward, runs, wholes = partial(prunable(network), **inputs), [], []
     for i in range(warmup + repeats):
         log = segments(network, parts, forward, read)
         with torch.no_grad(): start, _, end = read(), forward(), read()
@@ -50,7 +51,7 @@ def latency(
         wholes.append(difference(start, end))
     return {row: median(r[row] for r in runs) for row in {p.own for p in parts}}, median(wholes)
 
-# %% ../nbs/06b_cost.ipynb #cd8696bb
+# %% ../nbs/06b_cost.ipynb #aeb10880
 def _cuda_reading() -> tuple[int, int]:  # bytes allocated now; the most since the last reading
     out = torch.cuda.memory_allocated(), torch.cuda.max_memory_allocated()
     torch.cuda.reset_peak_memory_stats()
@@ -69,13 +70,13 @@ def measure(
     own, whole = latency(network, parts, inputs, **times)
     out = dict(latency_ms=sum_up(parts, own))
     if next(network.parameters()).device.type == "cuda":
-        out["peak_bytes"] = highest(segments(network, parts, partial(network, **inputs), _cuda_reading))
+        out["peak_bytes"] = highest(segments(network, parts, partial(prunable(network), **inputs), _cuda_reading))
     return out, whole
 
 def cost(
     network: nn.Module,  # real, or with `count_only` a skeleton; cut or whole
     inputs: dict,  # keyword arguments of one forward, on the network's device
-    level: str = "sub",  # the finest level to look at
+    level: str = None,  # the finest level to look at; None: the finest that there is
     repeats: int = 10,  # timed forwards
     warmup: int = 2,  # forwards before them that do not count
     count_only: bool = False,  # no weights needed; `latency_ms` stays NaN
@@ -121,7 +122,7 @@ def readable(
     return pd.DataFrame({"params (M)": t.params / 1e6, "GFLOP": t.flops / 1e9, "attention GFLOP": t.attention_flops / 1e9,
                          "latency (ms)": t.latency_ms, "peak (MiB)": t.peak_bytes / 2**20}).round(3)
 
-# %% ../nbs/06b_cost.ipynb #9550db5d
+# %% ../nbs/06b_cost.ipynb #bcceef33
 DTYPES = {d: getattr(torch, d) for d in ("float32", "bfloat16", "float16")}
 
 def _place(device: str, dtype: str) -> dict:  # what `.to` takes
@@ -131,23 +132,26 @@ def _place(device: str, dtype: str) -> dict:  # what `.to` takes
         raise BadInput(f"no device {device!r} here: {str(e).splitlines()[0]}; there is always cpu") from e
     return dict(device=device, dtype=DTYPES[choose(dtype, DTYPES, "dtype")])
 
+def _placed(value, device: str, dtype: torch.dtype):  # whole numbers stay whole
+    return value.to(device, dtype if value.is_floating_point() else None) if isinstance(value, Tensor) else value
+
 def _network(model: str, plan: str, count_only: bool) -> nn.Module:
     "The network to weigh: without weights where they are not needed, cut where a plan is given."
-    network = skeleton(model) if count_only else load_teacher(model).network
+    network = skeleton(model) if count_only else load_network(model)
     return make_student(network, Plan.load(plan, family_of(network).name)) if plan else network
 
 def _facts(table: pd.DataFrame, network: nn.Module, latent: tuple, inputs: dict) -> dict:
     "What a cost table must be read with."
-    family, (frames, _, height, width) = family_of(network), latent
-    return dict(family=family.name, frames=frames, height=height * family.factor, width=width * family.factor,
-                dropped=list(network.config.get("dropped", ())), **table.attrs,
-                inputs={k: list(v.shape) for k, v in inputs.items()},
+    family = family_of(network)
+    return dict(family=family.name, **dict(zip(("frames", "height", "width"), clip_size(family, latent))),
+                dropped=list(dropped_from(network)), **table.attrs,
+                inputs={k: list(v.shape) if isinstance(v, Tensor) else v for k, v in inputs.items()},
                 protocol="flops: 2 per multiply-add with a weight, fused attention apart in attention_flops; latency_ms: medians "
                          "of hooked forwards, parents are sums, whole_ms is the median without hooks; peak_bytes: see peak")
 
 @command
 def vdmini_cost(
-    model: str,  # tiny-svd, svd, or a folder that holds a cut or whole network
+    model: str,  # a family, e.g. tiny-svd, svd or hunyuan-video, or a folder that holds a cut or whole network
     plan: str = None,  # weigh what this plan leaves: a JSON file, or the word vdmini
     level: str = "layer",  # the level to print, and the finest to look at: stage, layer or sub
     repeats: int = 10,  # timed forwards
@@ -162,12 +166,13 @@ def vdmini_cost(
     "Weigh the blocks of MODEL: parameters, FLOPs, time and memory."
     choose(level, LEVELS, "level")
     place, network = _place(device, dtype), _network(model, plan, count_only)
+    levels_of(network, level)
     latent = latent_size(family_of(network), frames, height, width)
     nn.Module.to(network, **place if not count_only else dict(dtype=place["dtype"]))
-    inputs = {k: v.to(**place) for k, v in network_inputs(family_of(network), latent=latent).items()}
+    inputs = {k: _placed(v, **place) for k, v in network_inputs(family_of(network), latent=latent).items()}
     folder = out_dir(out) if out else None
     table = cost(network, inputs, level, repeats, count_only=count_only)
     if folder: save_table(table, folder / "cost.parquet", model=model, plan=plan, level=level, device=device, dtype=dtype,
                           repeats=None if count_only else repeats, count_only=count_only, **_facts(table, network, latent, inputs))
-    print(readable(table, level).to_string())
+    print(readable(table, level).to_string(float_format="{:,.3f}".format))
     if not count_only: print(f"a whole forward without hooks: {table.attrs['whole_ms']:.1f} ms (median of {repeats})")

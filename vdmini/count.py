@@ -6,7 +6,7 @@
 __all__ = ['FUSED_ATTENTION', 'Part', 'rest_of', 'parts', 'sum_up', 'count_params', 'segments', 'spent', 'LiveBytes', 'highest',
            'count']
 
-# %% ../nbs/06_count.ipynb #aadf2f5b
+# %% ../nbs/06_count.ipynb #4840a24c
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,17 +23,16 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 from torch.utils.weak import WeakIdKeyDictionary
 
-from .blocks import LEVELS, blocks
-from .core import choose
+from .blocks import LEVELS, blocks, layout_of, levels_of, modules_at, prunable
 
-# %% ../nbs/06_count.ipynb #158ab10d
+# %% ../nbs/06_count.ipynb #4e4b4edd
 @dataclass(frozen=True)
 class Part:
     "A row of the cost table, and where in the network it is measured."
     row: str  # a block's name, "total", or "<parent>.rest"
     level: str  # "total", "stage", "layer" or "sub"
     parent: str | None  # the row that this one is a part of
-    path: str | None  # dotted module path; "" for the whole network, None for what is left over
+    paths: tuple[str, ...]  # dotted module paths; ("",) for the whole network, () for what is left over
     own: str  # the row that takes what happens in it, but in none of its children
 
 def rest_of(row: str) -> str:
@@ -42,16 +41,16 @@ def rest_of(row: str) -> str:
 
 def parts(
     network: nn.Module,  # a network with a block layout, cut or whole
-    level: str = "sub",  # the finest level to look at
+    level: str = None,  # the finest level to look at; None: the finest that there is
 ) -> list[Part]:  # parents before their children; children in order of execution, then the rest
-    "The rows of the cost table of `network`."
-    levels = LEVELS[:LEVELS.index(choose(level, LEVELS, "level")) + 1]
-    out = [Part("total", "total", None, "", rest_of("total"))]
+    "The rows of the cost table of `network`; raises `BadInput` for a level that it does not have."
+    levels = levels_of(network, level)
+    out = [Part("total", "total", None, (layout_of(network).root,), rest_of("total"))]
     for above, l in zip(("total", *LEVELS), levels):
-        found = [(b.name, b.path, b.parent or "total") for b in blocks(network, l)]
-        for p in [p for p in out if p.level == above and p.path is not None]:
-            out += [Part(n, l, p.row, path, n if l == level else rest_of(n)) for n, path, parent in found if parent == p.row]
-            out.append(Part(rest_of(p.row), l, p.row, None, rest_of(p.row)))
+        found = [(b.name, b.paths, b.parent or "total") for b in blocks(network, l)]
+        for p in [p for p in out if p.level == above and p.paths]:
+            out += [Part(n, l, p.row, paths, n if l == levels[-1] else rest_of(n)) for n, paths, parent in found if parent == p.row]
+            out.append(Part(rest_of(p.row), l, p.row, (), rest_of(p.row)))
     return out
 
 # %% ../nbs/06_count.ipynb #b04537a0
@@ -65,20 +64,20 @@ def sum_up(
         if p.parent: out[p.parent] += out[p.row]
     return out
 
-# %% ../nbs/06_count.ipynb #5a6eec9a
+# %% ../nbs/06_count.ipynb #f8e8881e
 def count_params(
     network: nn.Module,
     parts: list[Part],
 ) -> Counter:  # row → number of parameters of its own
     "Count each parameter once."
     out, seen = Counter(), set()
-    for p in [p for p in reversed(parts) if p.path is not None]:
-        fresh = {q for q in network.get_submodule(p.path).parameters() if q not in seen}
+    for p in [p for p in reversed(parts) if p.paths]:
+        fresh = {q for m in modules_at(network, p.paths) for q in m.parameters() if q not in seen}
         out[p.own] += sum(q.numel() for q in fresh)
         seen |= fresh
     return out
 
-# %% ../nbs/06_count.ipynb #9358e614
+# %% ../nbs/06_count.ipynb #9914ec49
 def segments(
     network: nn.Module,
     parts: list[Part],
@@ -93,8 +92,8 @@ def segments(
     def leave(*_):
         log.append((tuple(path), reading()))
         path.pop()
-    homes = [(p, network.get_submodule(p.path)) for p in parts if p.path is not None]
-    hooks = [h for p, m in homes for h in (m.register_forward_pre_hook(partial(enter, p)), m.register_forward_hook(leave))]
+    homes = [(p, modules_at(network, p.paths)) for p in parts if p.paths]
+    hooks = [h for p, ms in homes for h in (ms[0].register_forward_pre_hook(partial(enter, p)), ms[-1].register_forward_hook(leave))]
     try:
         with torch.no_grad(): forward()
     finally:
@@ -152,7 +151,7 @@ def highest(
         peaks[path[-1].own] = max(peaks[path[-1].own], peak - base[path[-1].row])
     return peaks
 
-# %% ../nbs/06_count.ipynb #96d267b4
+# %% ../nbs/06_count.ipynb #2b6ee4da
 FUSED_ATTENTION = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 
 def _attention_flop(q, k, v, *_, **__) -> int: return sdpa_flop_count(q, k, v)  # of three shapes
@@ -166,8 +165,9 @@ def count(
     blank = lambda t: torch.empty(t.shape, dtype=t.dtype, device="cpu") if isinstance(t, Tensor) else t
     counter = FlopCounterMode(display=False, custom_mapping={FUSED_ATTENTION: _attention_flop})
     with FakeTensorMode():
-        weights = {n: blank(t) for n, t in [*network.named_parameters(), *network.named_buffers()]}
-        forward = partial(functional_call, network, weights, (), {k: blank(v) for k, v in inputs.items()})
+        part = prunable(network)
+        weights = {n: blank(t) for n, t in [*part.named_parameters(), *part.named_buffers()]}
+        forward = partial(functional_call, part, weights, (), {k: blank(v) for k, v in inputs.items()})
         with counter, LiveBytes() as live:
             log = segments(network, parts, forward, lambda: (Counter(counter.flop_counts["Global"]), live.reading()))
     flops = [(path, f) for path, (f, _) in log]

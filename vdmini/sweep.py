@@ -7,7 +7,7 @@ __all__ = ['Material', 'world_material', 'folder_material', 'Replay', 'first_lay
            'weights_hash', 'protocol', 'measures', 'features_of', 'sweep', 'default_detector', 'run_sweep', 'wide',
            'vdmini_sweep']
 
-# %% ../nbs/05_sweep.ipynb #a3436045
+# %% ../nbs/05_sweep.ipynb #fdb55003
 import hashlib
 import json
 import shutil
@@ -22,13 +22,15 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from .blocks import LEVELS, blocks, module_of
+from .blocks import LEVELS, blocks, levels_of, module_of
 from .clips import windows
 from .core import BadInput, choose, command, out_dir, save_table, write_whole
 from .detectors import Detector, load_detector
 from .metrics import content_drift, flow, frechet, interval, motion_drift, motion_of, resamples
-from .surgery import ablated
-from .teachers import SIGMA_MAX, Teacher, load_teacher
+from .families import SIGMA_MAX
+from .plan import ablated
+from .surgery import dropped_from
+from .teachers import Teacher, load_teacher
 from .world import FACTORS, World
 
 # %% ../nbs/05_sweep.ipynb #18f72b54
@@ -119,7 +121,7 @@ def observe(
         tick()
     return seen
 
-# %% ../nbs/05_sweep.ipynb #31d3ab93
+# %% ../nbs/05_sweep.ipynb #59a56917
 def _keep(path: Path | None, make: Callable) -> dict:
     "What `make` returns, or what it returned before if `path` holds it."
     if path and path.exists():
@@ -147,11 +149,11 @@ def protocol(
     **more,
 ) -> dict:  # JSON-able
     "Everything that a table of importance depends on."
-    return dict(model=teacher.family.name, weights=weights_hash(teacher.network), vae=weights_hash(teacher.vae), dropped=list(getattr(teacher.network.config, "dropped", ())),
+    return dict(model=teacher.family.name, weights=weights_hash(teacher.network), vae=weights_hash(teacher.vae), dropped=list(dropped_from(teacher.network)),
                 detector=detector.name, detector_label=detector.label, clips=list(material.clips.shape), source=material.source,
                 dtype=str(next(teacher.network.parameters()).dtype), device=str(next(teacher.network.parameters()).device), sigma=SIGMA_MAX, steps=1) | more
 
-# %% ../nbs/05_sweep.ipynb #c70baade
+# %% ../nbs/05_sweep.ipynb #5680f46a
 def measures(
     seen: dict,  # features of the changed model's clips
     whole: dict,  # features of the whole model's clips
@@ -198,7 +200,7 @@ def sweep(
     progress: bool = True,
 ) -> pd.DataFrame:  # block, level, metric, value, lo, hi, n, seed
     "Leave-one-out importance of every block at a level (VDMini Section 3.2); raises `BadInput` for too few clips."
-    levels = LEVELS if choose(level, [*LEVELS, "all"], "level") == "all" else (level,)
+    levels = levels_of(teacher.network) if choose(level, [*LEVELS, "all"], "level") == "all" else (level,)
     detector = detector or default_detector(material)
     n = detector.enough(len(material.clips))
     level_of = {b.name: l for l in levels for b in blocks(teacher.network, l)}

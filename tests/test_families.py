@@ -1,0 +1,218 @@
+"Every family through the same functions: counts at full size, a bypass that leaves no trace, students, one clear line."
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from vdmini.blocks import blocks, levels_of, prunable
+from vdmini.core import BadInput, load_table
+from vdmini.cost import cost, summands, vdmini_cost
+from vdmini.families import FAMILIES, clip_size, family_of, network_inputs, skeleton
+from vdmini.plan import Plan, ablated
+from vdmini.surgery import dropped_from, make_student, network_class, vdmini_prune
+from vdmini.teachers import load_network, load_teacher
+
+BIN = Path(sys.executable).parent
+FULL = {"svd": 1_524_623_082, "hunyuan-video": 12_821_012_544}  # parameters: shared/facts/recipes.md
+STUDENTS = {"svd": 939_884_186, "hunyuan-video": 8_403_260_480}
+CLIPS = {"svd": (14, 576, 1024), "hunyuan-video": (129, 720, 1280)}
+TINY = [name for name in FAMILIES if name.startswith("tiny-")]
+LEFT_OUT = {"tiny-svd": "D.1.R.1 D.1.A.1 U.2.R.1 U.2.A.1 M", "tiny-hunyuan-video": "DS.03 DS.04 SS.00 SS.39"}
+
+each_tiny = pytest.mark.parametrize("name", TINY)
+
+
+def count(network):
+    return sum(p.numel() for p in prunable(network).parameters())
+
+
+def output(network, family):
+    with torch.no_grad():
+        return prunable(network)(**network_inputs(family), return_dict=False)[0]
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    "A function: the random network of a family, always the same one."
+    made = {}
+
+    def network(name):
+        torch.manual_seed(0)
+        family = FAMILIES[name]
+        if name not in made:
+            made[name] = family.network_class(**family.config).eval().requires_grad_(False)
+        return made[name]
+
+    return network
+
+
+@pytest.fixture
+def folder(tiny, tmp_path):
+    "A function: a folder with the random network of a family."
+
+    def saved(name):
+        tiny(name).save_pretrained(tmp_path / name)
+        return tmp_path / name
+
+    return saved
+
+
+@pytest.mark.parametrize("name", FULL)
+def test_counts_at_full_size(name):
+    network = skeleton(name)
+    assert count(network) == FULL[name]
+    assert clip_size(FAMILIES[name]) == CLIPS[name]
+    if name in STUDENTS:
+        assert count(make_student(network, Plan.paper(name))) == STUDENTS[name]
+
+
+@each_tiny
+def test_blocks_are_named_as_at_full_size(name):
+    small, full = skeleton(name), skeleton(name.removeprefix("tiny-"))
+    assert levels_of(small) == levels_of(full)
+    for level in levels_of(small):
+        assert [b.name for b in blocks(small, level)] == [b.name for b in blocks(full, level)]
+
+
+@each_tiny
+def test_bypass_leaves_no_trace(name, tiny):
+    network, family = tiny(name), FAMILIES[name]
+    before, modules = output(network, family), [id(m) for m in network.modules()]
+    found = [b.name for level in levels_of(network) for b in blocks(network, level)]
+    for block in found[:: max(1, len(found) // 12)]:
+        with ablated(network, block):
+            without = output(network, family)
+        assert without.shape == before.shape and not torch.equal(without, before), block
+        assert [id(m) for m in network.modules()] == modules
+    assert torch.equal(output(network, family), before)
+
+
+@pytest.mark.parametrize("name", [n for n in TINY if not FAMILIES[n].layout.skips])  # a U-Net's student loses skips, too
+def test_student_computes_what_the_bypassed_teacher_computes(name, tiny):
+    network, family = tiny(name), FAMILIES[name]
+    plan = Plan.dropping(name, *LEFT_OUT[name].split())
+    student = make_student(network, plan)
+    with ablated(network, *plan.dropped):
+        assert torch.equal(output(student, family), output(network, family))
+    assert dropped_from(student) == plan.dropped
+    kept = [b.name for b in blocks(network)]
+    assert [b.name for b in blocks(student)] == [n for n in kept if n not in plan.lost and n not in plan.dropped]
+
+
+@each_tiny
+def test_plan_comes_back(name, tmp_path):
+    plan = Plan.dropping(name, *LEFT_OUT[name].split(), how="a test")
+    plan.save(tmp_path / "plan.json")
+    assert Plan.load(tmp_path / "plan.json", name) == plan
+    assert Plan.dropping(name, *plan.dropped, how="a test") == plan
+    with pytest.raises(BadInput, match="no block of"):
+        Plan.dropping(name, "X.0")
+
+
+@each_tiny
+def test_prune_a_folder(name, folder, tiny, tmp_path, capsys):
+    plan = Plan.dropping(name, *LEFT_OUT[name].split())
+    plan.save(tmp_path / "plan.json")
+    vdmini_prune(str(folder(name)), plan=str(tmp_path / "plan.json"), out=str(tmp_path / "student"))
+    student = load_network(tmp_path / "student")
+    ours = make_student(tiny(name), plan)
+    assert f"{count(student) / 1e6:.6f} M parameters" in capsys.readouterr().out
+    assert student.state_dict().keys() == ours.state_dict().keys()
+    assert all(torch.equal(t, ours.state_dict()[k]) for k, t in student.state_dict().items())
+    assert output(student, FAMILIES[name]).shape == output(ours, FAMILIES[name]).shape
+    assert family_of(student).name == name and dropped_from(student) == plan.dropped
+    assert [b.name for b in blocks(skeleton(tmp_path / "student"))] == [b.name for b in blocks(ours)]
+    with pytest.raises(BadInput, match="cut already"):
+        make_student(student, plan)
+
+
+@pytest.mark.parametrize("name", [n for n in TINY if FAMILIES[n].layout.counted])
+def test_diffusers_alone_reads_a_student(name, tiny, tmp_path):
+    student = make_student(tiny(name), Plan.dropping(name, *LEFT_OUT[name].split()))
+    student.save_pretrained(tmp_path / "s")
+    code = f"""
+import sys, diffusers
+n = diffusers.{type(student).__name__}.from_pretrained({str(tmp_path / "s")!r})
+assert not [m for m in sys.modules if m.startswith("vdmini")]
+print(sum(p.numel() for p in n.parameters()))"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert int(done.stdout) == count(student)
+    assert "were passed to" not in done.stderr  # nothing in the configuration that diffusers does not expect
+
+
+@each_tiny
+def test_cost_adds_up(name, tiny):
+    network = tiny(name)
+    table = cost(network, network_inputs(FAMILIES[name]), repeats=1, warmup=0)
+    columns = ["params", "flops", "attention_flops"]
+    for row in table.itertuples():
+        below = summands(table, row.block)
+        if len(below):
+            assert below[columns].sum().to_dict() == {c: getattr(row, c) for c in columns}, row.block
+            assert below.latency_ms.sum() == pytest.approx(row.latency_ms), row.block
+    total = table.set_index("block").loc["total"]
+    assert total.params == count(network) and total.flops > 0 and (table.latency_ms >= 0).all()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FULL)
+def test_counting_needs_no_weights(name, tmp_path):
+    code = f"""
+import resource
+from vdmini.cost import vdmini_cost
+vdmini_cost({name!r}, count_only=True, out={str(tmp_path)!r})
+used = resource.getrusage(resource.RUSAGE_SELF)
+print("used", used.ru_utime + used.ru_stime, used.ru_maxrss)"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    seconds, kilobytes = map(float, done.stdout.splitlines()[-1].split()[1:])
+    assert seconds < 20 and kilobytes < 2e6
+    table, facts = load_table(tmp_path / "cost.parquet")
+    assert table.set_index("block").params["total"] == FULL[name]
+    assert (facts["family"], facts["frames"], facts["height"], facts["width"]) == (name, *CLIPS[name])
+
+
+def refuse(message, capsys, command, *args, **options):
+    "Run a command; expect one line on stderr that holds `message`, and exit code 2."
+    with pytest.raises(SystemExit) as e:
+        command(*args, **options)
+    err = capsys.readouterr().err
+    assert e.value.code == 2 and err.count("\n") == 1 and message in err
+
+
+def test_a_level_that_a_family_lacks(capsys, tmp_path):
+    refuse("has no level 'sub'; it has: stage, layer", capsys, vdmini_cost, "hunyuan-video", level="sub", count_only=True)
+    done = subprocess.run([BIN / "vdmini_blocks", "hunyuan-video", "--level", "sub"], capture_output=True, text=True)
+    assert done.returncode == 2 and "it has: stage, layer" in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_sizes_that_do_not_fit(capsys, tmp_path):
+    args = dict(count_only=True, level="stage", out=str(tmp_path / "o"))
+    refuse("nearest: 65 frames of 720×1280", capsys, vdmini_cost, "hunyuan-video", frames=64, **args)
+    refuse("nearest: 129 frames of 720×1280", capsys, vdmini_cost, "hunyuan-video", height=723, **args)
+    assert not (tmp_path / "o").exists()
+
+
+def test_plan_of_another_family(capsys, folder, tmp_path):
+    Plan.paper("hunyuan-video").save(tmp_path / "p.json")
+    target = tmp_path / "s"
+    model = str(folder("tiny-hunyuan-video"))
+    refuse("a plan for hunyuan-video", capsys, vdmini_prune, model, plan=str(tmp_path / "p.json"), out=str(target))
+    assert not target.exists()
+
+
+def test_a_network_of_no_family(folder, tmp_path):
+    family = FAMILIES["tiny-hunyuan-video"]
+    for change in (dict(attention_head_dim=16, rope_axes_dim=(4, 4, 8)), dict(num_layers=21)):
+        family.network_class(**family.config | change).save_pretrained(tmp_path / "other")
+        with pytest.raises(BadInput, match="other sizes"):
+            load_network(tmp_path / "other")
+    with pytest.raises(BadInput, match="no network class 'UNet2DModel'"):
+        network_class(dict(_class_name="UNet2DModel"))
+
+
+def test_no_clips_from_a_family_without_a_sampler(folder):
+    with pytest.raises(BadInput, match="no clips from tiny-hunyuan-video yet"):
+        load_teacher(folder("tiny-hunyuan-video"))
