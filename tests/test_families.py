@@ -4,23 +4,31 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 
+from vdmini.blockmap import places
 from vdmini.blocks import blocks, levels_of, prunable
+from vdmini.budget import Budget, find_plan
 from vdmini.core import BadInput, load_table
 from vdmini.cost import cost, summands, vdmini_cost
 from vdmini.families import FAMILIES, clip_size, family_of, network_inputs, skeleton
 from vdmini.plan import Plan, ablated
+from vdmini.plots import execution_order
 from vdmini.surgery import dropped_from, make_student, network_class, vdmini_prune
 from vdmini.teachers import load_network, load_teacher
 
 BIN = Path(sys.executable).parent
-FULL = {"svd": 1_524_623_082, "hunyuan-video": 12_821_012_544}  # parameters: shared/facts/recipes.md
+FULL = {"svd": 1_524_623_082, "svd-vae": 63_579_183, "hunyuan-video": 12_821_012_544}  # parameters, as published
 STUDENTS = {"svd": 939_884_186, "hunyuan-video": 8_403_260_480}
-CLIPS = {"svd": (14, 576, 1024), "hunyuan-video": (129, 720, 1280)}
+CLIPS = {"svd": (14, 576, 1024), "svd-vae": (14, 576, 1024), "hunyuan-video": (129, 720, 1280)}
 TINY = [name for name in FAMILIES if name.startswith("tiny-")]
-LEFT_OUT = {"tiny-svd": "D.1.R.1 D.1.A.1 U.2.R.1 U.2.A.1 M", "tiny-hunyuan-video": "DS.03 DS.04 SS.00 SS.39"}
+LEFT_OUT = {
+    "tiny-svd": "D.1.R.1 D.1.A.1 U.2.R.1 U.2.A.1 M",
+    "tiny-svd-vae": "Mid.A.0 Mid.R.1 Up.1.R.2.RB-T Up.2.R.0 Up.3.R.1",
+    "tiny-hunyuan-video": "DS.03 DS.04 SS.00 SS.39",
+}
 
 each_tiny = pytest.mark.parametrize("name", TINY)
 
@@ -31,7 +39,8 @@ def count(network):
 
 def output(network, family):
     with torch.no_grad():
-        return prunable(network)(**network_inputs(family), return_dict=False)[0]
+        out = prunable(network)(**network_inputs(family))
+    return getattr(out, "sample", out)
 
 
 @pytest.fixture(scope="module")
@@ -98,8 +107,7 @@ def test_student_computes_what_the_bypassed_teacher_computes(name, tiny):
     with ablated(network, *plan.dropped):
         assert torch.equal(output(student, family), output(network, family))
     assert dropped_from(student) == plan.dropped
-    kept = [b.name for b in blocks(network)]
-    assert [b.name for b in blocks(student)] == [n for n in kept if n not in plan.lost and n not in plan.dropped]
+    assert [b.name for b in blocks(student)] == [b.name for b in blocks(network) if b.name not in plan.dropped]
 
 
 @each_tiny
@@ -141,6 +149,43 @@ print(sum(p.numel() for p in n.parameters()))"""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path)
     assert int(done.stdout) == count(student)
     assert "were passed to" not in done.stderr  # nothing in the configuration that diffusers does not expect
+
+
+@each_tiny
+def test_names_carry_the_order_of_execution(name):
+    network = skeleton(name)
+    for level in levels_of(network):
+        names = [b.name for b in blocks(network, level)]
+        assert sorted(names[::-1], key=execution_order) == names
+
+
+@each_tiny
+def test_every_block_has_its_place_on_the_map(name):
+    network = skeleton(name)
+    for level in levels_of(network):
+        cells = places(network, level)
+        assert {b.name for b in blocks(network, level)} <= cells.keys()
+        boxes = list(cells.values())
+        apart = [
+            a.x + a.w <= b.x or b.x + b.w <= a.x or a.y + a.h <= b.y or b.y + b.h <= a.y
+            for i, a in enumerate(boxes)
+            for b in boxes[:i]
+        ]
+        assert all(apart)
+
+
+@pytest.mark.parametrize("name", [n for n in TINY if not FAMILIES[n].layout.skips])
+def test_a_budget_is_what_the_student_costs(name, tiny):
+    network, family = tiny(name), FAMILIES[name]
+    budget = Budget(name, cost(network, network_inputs(family), count_only=True))
+    plan = Plan.dropping(name, *LEFT_OUT[name].split())
+    assert budget(plan).params == pytest.approx(count(make_student(network, plan)))
+    # any plan can be cut where nothing waits for a skip; what is asked for is what comes
+    names = [b.name for level in levels_of(network) for b in blocks(network, level)]
+    table = pd.DataFrame(dict(block=["none", *names], metric="m", value=range(len(names) + 1)))
+    found = find_plan(budget, table, "m", params=0.8 * budget.total.params)
+    assert budget(found).params == pytest.approx(count(make_student(network, found)))
+    assert budget(found).params <= 0.8 * budget.total.params
 
 
 @each_tiny

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['FAMILIES', 'SIGMA_MAX', 'RESIDUAL', 'ATTENTION', 'UNET', 'VDMINI_UNET', 'HUNYUAN', 'Kind', 'Stage', 'Layout',
-           'Family', 'add', 'Preconditioning', 'svd_inputs', 'evenly', 'hunyuan_inputs', 'network_folder',
-           'folder_config', 'skeleton', 'family_of', 'network_inputs', 'clip_size', 'latent_size']
+           'Family', 'add', 'Preconditioning', 'svd_inputs', 'decoder_inputs', 'evenly', 'hunyuan_inputs',
+           'network_folder', 'folder_config', 'skeleton', 'family_of', 'network_inputs', 'clip_size', 'latent_size']
 
 # %% ../nbs/00_families.ipynb #62ac4d40
 import json
@@ -50,7 +50,7 @@ class Layout:
         "Whether its stages are runs of equal layers that the configuration counts: it can simply have fewer."
         return all(s.count for s in self.stages)
 
-# %% ../nbs/00_families.ipynb #28b177da
+# %% ../nbs/00_families.ipynb #12fa1a21
 @dataclass(frozen=True)
 class Family:
     "A model family, as data; `inputs` is the function that differs."
@@ -63,7 +63,7 @@ class Family:
     layout: Layout
     inputs: Callable  # (family, b, latent size, generator) → keyword arguments of one forward
     paper_drop: tuple[str, ...] = ()  # what VDMini cuts: block addresses
-    paper_how: str = "VDMini, Section 3.2 and Table A4"  # where that stands
+    paper_how: str = ""  # where that stands, or why nothing is known
     bundled: str = ""  # folder under data_samples/ with the trained weights, if there is one
     vae_class: type = None  # of the VAE that its clips go through; None: no clips yet
     factor: int = 8  # how many pixels one latent position covers, per side
@@ -97,7 +97,7 @@ class Preconditioning:
         root = (sigma**2 + 1)**.5
         return cls(1 / (sigma**2 + 1), -sigma / root, 1 / root, .25 * torch.tensor(sigma).log().item())
 
-# %% ../nbs/00_families.ipynb #f3e5c3db
+# %% ../nbs/00_families.ipynb #d688998e
 RESIDUAL = Kind("R", "resnets.{}", parts=(
     Kind("RB-S", "resnets.{}.spatial_res_block"), Kind("RB-T", "resnets.{}.temporal_res_block", mixer="resnets.{}.time_mixer")))
 ATTENTION = Kind("A", "attentions.{}", answers=1, parts=(
@@ -118,12 +118,30 @@ def svd_inputs(family: Family, b: int, latent: tuple, g: Generator) -> dict:
 add(Family(
     "svd", "Stable Video Diffusion / SF-V", UNetSpatioTemporalConditionModel, dict(num_attention_heads=(5, 10, 20, 20)),
     latent=(14, 4, 72, 128), tokens=(1, 1024), layout=Layout(UNET, (RESIDUAL, ATTENTION), skips=True), inputs=svd_inputs,
-    paper_drop=VDMINI_UNET, vae_class=AutoencoderKLTemporalDecoder))
+    paper_drop=VDMINI_UNET, paper_how="VDMini, Section 3.2 and Table A4", vae_class=AutoencoderKLTemporalDecoder))
 
 add(replace(FAMILIES["svd"], name="tiny-svd", title="tiny-svd (bundled, trained on generated sprites)", config=dict(
     sample_size=8, num_frames=8, block_out_channels=(64, 64, 64, 64), num_attention_heads=(4, 4, 4, 4),
     cross_attention_dim=64, addition_time_embed_dim=32, projection_class_embeddings_input_dim=96),
     latent=(8, 4, 8, 8), tokens=(1, 64), bundled="tiny-svd", factor=4))
+
+# %% ../nbs/00_families.ipynb #dbc68653
+def decoder_inputs(family: Family, b: int, latent: tuple, g: Generator) -> dict:
+    "The latents of a clip, and how many of them belong together."
+    f, c, h, w = latent
+    return dict(sample=torch.randn(b * f, c, h, w, generator=g), image_only_indicator=torch.zeros(b, f), num_frames=f)
+
+add(Family(
+    "svd-vae", "SVD's temporal decoder", AutoencoderKLTemporalDecoder,
+    dict(block_out_channels=(128, 256, 512, 512), layers_per_block=2, down_block_types=("DownEncoderBlock2D",) * 4,
+         latent_channels=4, sample_size=768),
+    latent=(14, 4, 72, 128), tokens=(0, 0), inputs=decoder_inputs, multiple=1,
+    layout=Layout((Stage("Mid", "decoder.mid_block", "middle"), Stage("Up.{}", "decoder.up_blocks", "up")),
+                  (RESIDUAL, Kind("A", "attentions.{}")), root="decoder"),
+    paper_how="it removes layers of Mid and Up.3, and channels; which ones is not published"))
+
+add(replace(FAMILIES["svd-vae"], name="tiny-svd-vae", title="SVD's temporal decoder in small, for tests (no weights)", latent=(3, 4, 4, 6),
+            config=FAMILIES["svd-vae"].config | dict(block_out_channels=(32, 32, 64, 64), sample_size=32)))
 
 # %% ../nbs/00_families.ipynb #15460ab5
 def evenly(

@@ -79,7 +79,7 @@ def ablated(
     finally:
         for p, m in held.items(): put(network, p, m)
 
-# %% ../nbs/01b_plan.ipynb #4ac3adb2
+# %% ../nbs/01b_plan.ipynb #59b97b2d
 @cache
 def _tree(
     family: str,  # a family's name
@@ -120,7 +120,8 @@ class Plan:
     ):
         "VDMini's own plan for a family; raises `BadInput` where the paper has none."
         f = _family(family)
-        if not f.paper_drop: raise BadInput(f"VDMini has no plan for {family}; it has one for: {', '.join(_with_paper_plan())}")
+        if not f.paper_drop: raise BadInput(f"no plan of VDMini's for {family}: {f.paper_how or 'the paper does not prune it'}; "
+                                            f"there is one for: {', '.join(n for n in FAMILIES if FAMILIES[n].paper_drop)}")
         return cls.dropping(family, *f.paper_drop, how=f.paper_how)
 
     @property
@@ -162,5 +163,3 @@ class Plan:
         except (OSError, TypeError, ValueError, AttributeError) as e:
             raise BadInput(f"{path} is no plan (a JSON file, or the word vdmini): {e}") from e
         return plan.check(family) if family else plan
-
-def _with_paper_plan() -> list[str]: return [f.name for f in FAMILIES.values() if f.paper_drop]
