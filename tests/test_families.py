@@ -20,14 +20,28 @@ from vdmini.surgery import dropped_from, make_student, network_class, vdmini_pru
 from vdmini.teachers import load_network, load_teacher
 
 BIN = Path(sys.executable).parent
-FULL = {"svd": 1_524_623_082, "svd-vae": 63_579_183, "hunyuan-video": 12_821_012_544}  # parameters, as published
+FULL = {  # parameters
+    "svd": 1_524_623_082,
+    "svd-vae": 63_579_183,
+    "hunyuan-video": 12_821_012_544,
+    "wan-t2v": 1_418_996_800,
+    "cogvideox-2b": 1_693_783_872,
+}
 STUDENTS = {"svd": 939_884_186, "hunyuan-video": 8_403_260_480}
-CLIPS = {"svd": (14, 576, 1024), "svd-vae": (14, 576, 1024), "hunyuan-video": (129, 720, 1280)}
+CLIPS = {  # frames, height, width
+    "svd": (14, 576, 1024),
+    "svd-vae": (14, 576, 1024),
+    "hunyuan-video": (129, 720, 1280),
+    "wan-t2v": (81, 480, 832),
+    "cogvideox-2b": (49, 480, 720),
+}
 TINY = [name for name in FAMILIES if name.startswith("tiny-")]
 LEFT_OUT = {
     "tiny-svd": "D.1.R.1 D.1.A.1 U.2.R.1 U.2.A.1 M",
     "tiny-svd-vae": "Mid.A.0 Mid.R.1 Up.1.R.2.RB-T Up.2.R.0 Up.3.R.1",
     "tiny-hunyuan-video": "DS.03 DS.04 SS.00 SS.39",
+    "tiny-wan-t2v": "B.00 B.07 B.29",
+    "tiny-cogvideox-2b": "B.00 B.07 B.29",
 }
 
 each_tiny = pytest.mark.parametrize("name", TINY)

@@ -57,12 +57,14 @@ def _drop_unet(network: nn.Module, gone: set[str]) -> None:
     _drop_core(network)
     check_skips(network)
 
-# %% ../nbs/02_surgery.ipynb #bcdd57f6
+# %% ../nbs/02_surgery.ipynb #8a61052d
 def _within(network: nn.Module, dropped) -> set[str]:  # `dropped` with all that lies in it, and layers of which nothing is left
-    below = lambda b: [b, *(x for c in children(network, b) for x in below(c))]
-    gone = {b.name for n in dropped for b in below(block(network, n))}
-    inside = {b.name: {c.name for c in children(network, b)} for b in blocks(network, "layer")}
-    return gone | {name for name, parts in inside.items() if parts and parts <= gone}
+    found = [b for level in levels_of(network) for b in blocks(network, level)]
+    names = [choose(n, [b.name for b in found], "block") for n in dropped]
+    gone = {b.name for b in found if any(f"{b.name}.".startswith(f"{n}.") for n in names)}
+    halves = {}
+    for b in [b for b in found if b.level == "sub"]: halves.setdefault(b.parent, set()).add(b.name)
+    return gone | {layer for layer, subs in halves.items() if subs <= gone}
 
 def cut(
     network: nn.Module,  # a whole network; changed in place
