@@ -8,13 +8,13 @@ __all__ = ['SIGMA_MAX', 'RESIDUAL', 'ATTENTION', 'UNET', 'VDMINI_UNET', 'HUNYUAN
            'Layout', 'Stage', 'add', 'clip_size', 'family_of', 'folder_config', 'latent_size', 'network_folder',
            'network_inputs', 'skeleton']
 
-# %% ../nbs/00_families.ipynb #29d4da64
+# %% ../nbs/00_families.ipynb #0ab51fe8
 from dataclasses import dataclass, replace
 
 import torch
 from diffusers import (AutoencoderKLTemporalDecoder, CogVideoXTransformer3DModel, HunyuanVideoTransformer3DModel,
                        UNetSpatioTemporalConditionModel, WanTransformer3DModel)
-from torch import Generator, Tensor
+from torch import Generator
 
 from .entry import (FAMILIES, Family, Kind, Layout, Stage, add, clip_size, family_of, folder_config, latent_size, network_folder,
                           network_inputs, skeleton)

@@ -5,21 +5,20 @@
 # %% auto #0
 __all__ = ['Bypass', 'SpatialOnly', 'swaps', 'put', 'ablated', 'Plan']
 
-# %% ../nbs/01b_plan.ipynb #5b7d47ac
+# %% ../nbs/01b_plan.ipynb #f4488bce
 import json
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 
 from .blocks import LEVELS, Block, block, blocks, children, module_of
 from .core import BadInput, choose, write_whole
 from .families import FAMILIES, Family, skeleton
 
-# %% ../nbs/01b_plan.ipynb #9d0fb52b
+# %% ../nbs/01b_plan.ipynb #6a9799be
 class Bypass(nn.Module):
     "What stands in a block's place: the identity, or one 1×1 convolution where channels change."
     bypassed = True
@@ -31,10 +30,11 @@ class Bypass(nn.Module):
         super().__init__()
         self.shortcut, self.answers = shortcut, answers
 
-    def forward(self, hidden_states: Tensor, encoder_hidden_states: Tensor = None, *args, **kwargs):
-        "`hidden_states`, or their shortcut; whatever else a block is told is not needed."
+    def forward(self, hidden_states: Tensor, *args, **kwargs):
+        "`hidden_states`, or their shortcut, and the text that came with them; whatever else a block is told is not needed."
         hidden = hidden_states if self.shortcut is None else self.shortcut(hidden_states)
-        return (hidden, encoder_hidden_states)[:self.answers] if self.answers else hidden
+        text = kwargs.get("encoder_hidden_states", args[0] if args else None)
+        return (hidden, text)[:self.answers] if self.answers else hidden
 
 class SpatialOnly(nn.Module):
     "Stands in for the mixer of a layer whose temporal half is bypassed: the spatial half alone."

@@ -6,14 +6,14 @@
 __all__ = ['cut', 'check_skips', 'Cut', 'VDMiniUNet', 'VDMiniVAE', 'student_class', 'network_class', 'dropped_from',
            'make_student', 'weight_names', 'vdmini_prune']
 
-# %% ../nbs/02_surgery.ipynb #0ae280f4
+# %% ../nbs/02_surgery.ipynb #7a72242b
 import torch
 from diffusers import AutoencoderKLTemporalDecoder, UNetSpatioTemporalConditionModel
 from torch import nn
 
 from .blocks import block, blocks, children, layout_of, levels_of, module_of, modules_at, prunable
 from .core import BadInput, choose, command, write_whole
-from .families import FAMILIES, Layout, family_of, skeleton
+from .families import FAMILIES, Layout, family_of
 from .plan import Bypass, Plan, ablated, put, swaps
 from .teachers import load_network
 
