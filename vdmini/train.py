@@ -6,7 +6,7 @@
 __all__ = ['Bench', 'losses', 'game', 'rate', 'train_step', 'bench_of', 'averaged', 'save', 'resume', 'Console', 'train',
            'vdmini_train']
 
-# %% ../nbs/10_train.ipynb #4932026a
+# %% ../nbs/10_train.ipynb #1e1daa51
 import json
 import math
 import time
@@ -32,7 +32,7 @@ from .surgery import Plan, make_student
 from .sweep import weights_hash
 from .teachers import Teacher, load_teacher
 
-# %% ../nbs/10_train.ipynb #27a59011
+# %% ../nbs/10_train.ipynb #b7c4d280
 @dataclass
 class Bench:
     "All that takes part in a run."
@@ -90,7 +90,7 @@ def game(
         with torch.no_grad(): true = [look(x, part.sigma_d, part.noise_d, condition) for x in real]
         return bench.mca.gen(fake, tokens), bench.mca.disc(fake, true, tokens)
 
-# %% ../nbs/10_train.ipynb #fe312f44
+# %% ../nbs/10_train.ipynb #2d2f6064
 def rate(
     config: TrainConfig,
     step: int,  # from 0
@@ -130,7 +130,7 @@ def train_step(
     bench.step = step
     return total
 
-# %% ../nbs/10_train.ipynb #66690328
+# %% ../nbs/10_train.ipynb #c9cae380
 def bench_of(
     config: TrainConfig,
     teacher: Teacher,
@@ -151,7 +151,7 @@ def bench_of(
     student, called, *optimisers = a.prepare(net, heads, *optimisers)
     return Bench(config, teacher, net, heads, tuple(optimisers), a, student, MCA(called, config.r1))
 
-# %% ../nbs/10_train.ipynb #f2dc509d
+# %% ../nbs/10_train.ipynb #319b4e64
 def averaged(
     bench: Bench,
 ) -> nn.Module:  # shares the averaged weights
@@ -190,7 +190,7 @@ def resume(
         raise BadInput(f"the checkpoint {found[-1]} cannot be read ({str(e).splitlines()[0]}); remove it to go on from the one before") from e
     return bench
 
-# %% ../nbs/10_train.ipynb #4fb7fe21
+# %% ../nbs/10_train.ipynb #725b4a30
 class Console:
     "A listener that shows a progress bar with the terms of the loss."
     def __init__(self, steps: int, step: int = 0, progress: bool = True):
@@ -243,7 +243,7 @@ def _loop(bench: Bench, corpus: Corpus, out: Path, leave: Callable, listeners: t
         if bench.step % bench.config.save_every == 0: save(bench, out)
     save(bench, out)
 
-# %% ../nbs/10_train.ipynb #c994a92b
+# %% ../nbs/10_train.ipynb #1dd2815c
 @command
 def vdmini_train(
     model: str,  # a bundled model, or a folder with one
