@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Features', 'pairs', 'full', 'ICD', 'karras', 'pseudo_huber', 'SFVTask']
 
-# %% ../nbs/09_losses.ipynb #d47db653
+# %% ../nbs/09_losses.ipynb #7669e511
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from .core import BadInput, choose
 from .surgery import Plan, cut
 from .teachers import SIGMA_MAX, family_of, skeleton
 
-# %% ../nbs/09_losses.ipynb #315be53d
+# %% ../nbs/09_losses.ipynb #d1bf2757
 class _Enough(Exception): "All features are there; what follows in the forward is not needed."
 
 class Features(dict):
@@ -45,7 +45,7 @@ class Features(dict):
         while self.hooks: self.hooks.pop().remove()
         return kind is _Enough
 
-# %% ../nbs/09_losses.ipynb #564715e5
+# %% ../nbs/09_losses.ipynb #86c0188c
 def _uncut(plan_or_student) -> str:
     "The name of the family that a plan or a student is cut from."
     if isinstance(plan_or_student, Plan): return plan_or_student.family
@@ -70,7 +70,7 @@ def pairs(
         found[b.name] = b.path, twin.path
     return found
 
-# %% ../nbs/09_losses.ipynb #38037478
+# %% ../nbs/09_losses.ipynb #833607b3
 def full(
     x: Tensor,
 ) -> Tensor:
@@ -93,7 +93,7 @@ class ICD:
         terms = {l: self.d(full(f), full(f_tea[l].detach())) for l, f in f_stu.items()}
         return sum(terms.values()), terms
 
-# %% ../nbs/09_losses.ipynb #df7ccd66
+# %% ../nbs/09_losses.ipynb #bbb308ac
 def karras(
     n: int,  # levels
     lo: float = .002,
@@ -103,12 +103,12 @@ def karras(
     "Noise levels from `lo` to `hi`, evenly spaced in their `rho`-th root (EDM)."
     return torch.linspace(lo**(1 / rho), hi**(1 / rho), n, dtype=torch.float64)**rho
 
-# %% ../nbs/09_losses.ipynb #bdabbd9a
+# %% ../nbs/09_losses.ipynb #33b09351
 def pseudo_huber(
     a: Tensor,
     b: Tensor,
     c: float,  # where the square turns into the distance
-    over: tuple[int, ...] = (1, 2, 3, 4),  # dimensions that the norm is taken over: a whole clip
+    over: int | tuple[int, ...] = (1, 2, 3, 4),  # dimensions that the norm is taken over: a whole clip
 ) -> Tensor:
     "√(‖a − b‖² + c²) − c, averaged over what the norm leaves."
     return (((full(a) - full(b)).pow(2).sum(over) + c**2).sqrt() - c).mean()

@@ -6,8 +6,9 @@
 __all__ = ['REAL', 'PRECISIONS', 'SCHEDULES', 'RECIPES', 'TrainConfig', 'Corpus', 'training_clips', 'encoded', 'order', 'Part',
            'draw']
 
-# %% ../nbs/09d_recipe.ipynb #60fa7389
+# %% ../nbs/09d_recipe.ipynb #4b1e73ec
 import json
+import math
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from .sweep import Material, folder_material
 from .teachers import Teacher
 from .world import World
 
-# %% ../nbs/09d_recipe.ipynb #c6ed7b66
+# %% ../nbs/09d_recipe.ipynb #e2f893ee
 REAL = dict(teacher="the teacher's clips", data="recorded clips", both="both")  # what the judge is shown as real
 PRECISIONS = ("no", "bf16")
 SCHEDULES = ("constant", "cosine")
@@ -73,6 +74,13 @@ class TrainConfig:
         "The task's loss."
         return SFVTask(self.rec, self.c, self.sigmas)
 
+    def rate(self,
+        step: int,  # from 0
+    ) -> float:
+        "The share of the learning rates that a step has."
+        rise = min(1, (step + 1) / self.warmup) if self.warmup else 1
+        return rise * (.5 + .5 * math.cos(math.pi * step / self.steps) if self.schedule == "cosine" else 1)
+
     @classmethod
     def paper(cls,
         family: str = "svd",  # a family's name
@@ -94,7 +102,7 @@ class TrainConfig:
 
 RECIPES: dict[str, dict] = {"svd": {}}  # family → what differs from the paper's recipe for SVD
 
-# %% ../nbs/09d_recipe.ipynb #0c713a6f
+# %% ../nbs/09d_recipe.ipynb #f61a4a6c
 RECIPES["tiny-svd"] = dict(
     sigmas=SFVTask.sigmas[-1:],  # the teacher knows no other level
     lr=1e-3, lr_d=1e-3, schedule="cosine", warmup=20,  # what the teacher was trained with; few steps must do
@@ -104,7 +112,7 @@ RECIPES["tiny-svd"] = dict(
     precision="no", checkpointing=False,  # bfloat16 is slower on a CPU, and memory is no concern
     clips=1024, save_every=50)
 
-# %% ../nbs/09d_recipe.ipynb #bbe8f017
+# %% ../nbs/09d_recipe.ipynb #f66fb45d
 @dataclass(frozen=True)
 class Corpus:
     "What a run learns from."
@@ -141,7 +149,7 @@ def encoded(
     try: return Corpus(**load_file(path))
     except (SafetensorError, TypeError, OSError) as e: raise BadInput(f"{path} cannot be read: {e}; remove it to encode again") from e
 
-# %% ../nbs/09d_recipe.ipynb #4190bdea
+# %% ../nbs/09d_recipe.ipynb #38da6d39
 def order(
     n: int,  # clips there are
     start: int,  # clips seen so far
