@@ -91,18 +91,19 @@ SIGMA_MAX = 700.
 @dataclass(frozen=True)
 class Preconditioning:
     "EDM preconditioning for data of unit variance, as SVD has it (VDMini eq. 2)."
-    c_skip: float
-    c_out: float
-    c_in: float
-    c_noise: float
+    c_skip: float | Tensor
+    c_out: float | Tensor
+    c_in: float | Tensor
+    c_noise: float | Tensor
 
     @classmethod
     def at(cls,
-        sigma: float,  # noise level, > 0
+        sigma: float | Tensor,  # noise level, > 0; a tensor gives coefficients of its shape
     ):
         "The four coefficients at noise level `sigma`."
         root = (sigma**2 + 1)**.5
-        return cls(1 / (sigma**2 + 1), -sigma / root, 1 / root, .25 * torch.tensor(sigma).log().item())
+        log = sigma.log() if isinstance(sigma, Tensor) else torch.tensor(sigma).log().item()
+        return cls(1 / (sigma**2 + 1), -sigma / root, 1 / root, .25 * log)
 
 # %% ../nbs/00_teachers.ipynb #87e5474c
 DECODE_CLIPS = 4  # clips in one pass of the VAE's decoder: what fits a CPU's cache decodes fastest
@@ -145,13 +146,13 @@ class Teacher:
 
     def denoise(self,
         noisy: Tensor,  # [b f c h w] latents with noise of level `sigma`
-        sigma: float,
+        sigma: float | Tensor,  # one noise level for all clips, or [b]
         image: Tensor,  # [b f c h w] latent of the first frame, repeated
         **condition,
     ) -> Tensor:  # [b f c h w] the estimated clean latents
         "One preconditioned forward, D(x, σ) of VDMini eq. 2."
-        c = Preconditioning.at(sigma)
-        t = torch.full((len(noisy),), c.c_noise, dtype=noisy.dtype)
+        c = Preconditioning.at(rearrange(sigma, "b -> b 1 1 1 1") if isinstance(sigma, Tensor) else sigma)
+        t = torch.as_tensor(c.c_noise, dtype=noisy.dtype, device=noisy.device).reshape(-1).expand(len(noisy))
         out = self.network(torch.cat([c.c_in * noisy, image], 2), t, return_dict=False, **condition)[0]
         return c.c_skip * noisy + c.c_out * out
 
