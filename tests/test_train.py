@@ -217,7 +217,7 @@ def test_folder_of_another_run_is_refused(teacher, config, tmp_path):
     train(replace(config, steps=1), teacher, PLAN, tmp_path, progress=False)
     with pytest.raises(BadInput, match="there config.steps: 1, not 6; config.seed: 0, not 3; take another --out"):
         train(replace(config, seed=3), teacher, PLAN, tmp_path, progress=False)
-    with pytest.raises(BadInput, match="plan.keep"):
+    with pytest.raises(BadInput, match="there dropped: "):
         train(replace(config, steps=1), teacher, Plan.dropping("tiny-svd", "M"), tmp_path, progress=False)
 
 
@@ -258,7 +258,6 @@ def test_terms_can_be_left_out(teacher, config):
 def test_another_way_to_the_same_gradient(teacher, config, changes):
     one, a = one_step(teacher, config)
     two, b = one_step(teacher, config, **changes)
-    teacher.network.disable_gradient_checkpointing()
     assert two.keys() == one.keys()
     for k in one:
         assert two[k] == pytest.approx(one[k], rel=1e-3, abs=1e-5), k
@@ -301,6 +300,7 @@ def test_bad_input(tmp_path, capsys):
     assert not (tmp_path / "run").exists()
     (tmp_path / "clips").mkdir()
     assert "no video in it" in refused("tiny-svd", data=str(tmp_path / "clips"))
+    assert not (tmp_path / "run" / "run.json").exists()  # the folder is free for another try
 
 
 def test_videos_of_a_folder_and_a_student_that_loads(teacher, config, tmp_path):

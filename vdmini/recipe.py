@@ -6,7 +6,7 @@
 __all__ = ['REAL', 'PRECISIONS', 'SCHEDULES', 'RECIPES', 'TrainConfig', 'Corpus', 'training_clips', 'encoded', 'order', 'Part',
            'draw']
 
-# %% ../nbs/09d_recipe.ipynb #4b1e73ec
+# %% ../nbs/09d_recipe.ipynb #739d3455
 import json
 import math
 from dataclasses import asdict, dataclass, fields
@@ -25,7 +25,7 @@ from .sweep import Material, folder_material
 from .teachers import Teacher
 from .world import World
 
-# %% ../nbs/09d_recipe.ipynb #e2f893ee
+# %% ../nbs/09d_recipe.ipynb #6819ebed
 REAL = dict(teacher="the teacher's clips", data="recorded clips", both="both")  # what the judge is shown as real
 PRECISIONS = ("no", "bf16")
 SCHEDULES = ("constant", "cosine")
@@ -102,17 +102,17 @@ class TrainConfig:
 
 RECIPES: dict[str, dict] = {"svd": {}}  # family → what differs from the paper's recipe for SVD
 
-# %% ../nbs/09d_recipe.ipynb #f61a4a6c
+# %% ../nbs/09d_recipe.ipynb #a787ee56
 RECIPES["tiny-svd"] = dict(
     sigmas=SFVTask.sigmas[-1:],  # the teacher knows no other level
     lr=1e-3, lr_d=1e-3, schedule="cosine", warmup=20,  # what the teacher was trained with; few steps must do
     betas=(.9, .98),  # as the teacher
     mca_from=100, width=32,  # a judge as small as the model
     batch=4, accumulation=1, steps=400, ema=.98,
-    precision="no", checkpointing=False,  # bfloat16 is slower on a CPU, and memory is no concern
+    precision="no", checkpointing=False,  # on a CPU bfloat16 gains nothing here, and memory is no concern
     clips=1024, save_every=50)
 
-# %% ../nbs/09d_recipe.ipynb #f66fb45d
+# %% ../nbs/09d_recipe.ipynb #ae12bf83
 @dataclass(frozen=True)
 class Corpus:
     "What a run learns from."
@@ -149,7 +149,7 @@ def encoded(
     try: return Corpus(**load_file(path))
     except (SafetensorError, TypeError, OSError) as e: raise BadInput(f"{path} cannot be read: {e}; remove it to encode again") from e
 
-# %% ../nbs/09d_recipe.ipynb #38da6d39
+# %% ../nbs/09d_recipe.ipynb #416b6af3
 def order(
     n: int,  # clips there are
     start: int,  # clips seen so far

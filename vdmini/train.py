@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Bench', 'losses', 'game', 'train_step', 'bench_of', 'averaged', 'save', 'resume', 'train', 'vdmini_train']
 
-# %% ../nbs/10_train.ipynb #ba4a4c3d
+# %% ../nbs/10_train.ipynb #c418d439
 import json
 import math
 import time
@@ -30,7 +30,7 @@ from .surgery import Plan, make_student
 from .sweep import weights_hash
 from .teachers import Teacher, load_teacher
 
-# %% ../nbs/10_train.ipynb #39db17bd
+# %% ../nbs/10_train.ipynb #cab15078
 @dataclass
 class Bench:
     "All that takes part in a run."
@@ -88,7 +88,7 @@ def game(
         with torch.no_grad(): true = [look(x, part.sigma_d, part.noise_d, condition) for x in real]
         return bench.mca.gen(fake, tokens), bench.mca.disc(fake, true, tokens)
 
-# %% ../nbs/10_train.ipynb #2c44a0b8
+# %% ../nbs/10_train.ipynb #54649dd2
 def _finite(step: int, numbers: dict[str, float]) -> dict[str, float]:
     bad = [k for k, v in numbers.items() if not math.isfinite(v)]
     if bad: raise Stopped(f"step {step}: {', '.join(f'{k} is {numbers[k]}' for k in bad)}; the last checkpoint is as it was")
@@ -120,7 +120,7 @@ def train_step(
     bench.step = step
     return total
 
-# %% ../nbs/10_train.ipynb #045e9b50
+# %% ../nbs/10_train.ipynb #136db0b9
 def bench_of(
     config: TrainConfig,
     teacher: Teacher,
@@ -134,14 +134,13 @@ def bench_of(
     for m in (teacher.network, teacher.vae): m.to(a.device).eval().requires_grad_(False)
     net = make_student(teacher.network, plan).requires_grad_(True)
     heads = Heads.of(teacher, width=config.width, views=config.views).to(a.device)
-    if config.checkpointing:
-        for m in (net, teacher.network): m.enable_gradient_checkpointing()
+    for m in (net, teacher.network): m.enable_gradient_checkpointing() if config.checkpointing else m.disable_gradient_checkpointing()
     adam = partial(torch.optim.AdamW, betas=config.betas, weight_decay=config.weight_decay)
     optimisers = adam(net.parameters(), config.lr), adam(heads.parameters(), config.lr_d)
     student, called, *optimisers = a.prepare(net, heads, *optimisers)
     return Bench(config, teacher, net, heads, tuple(optimisers), a, student, MCA(called, config.r1))
 
-# %% ../nbs/10_train.ipynb #5995e58b
+# %% ../nbs/10_train.ipynb #255a1936
 def averaged(
     bench: Bench,
 ) -> nn.Module:  # shares the averaged weights
@@ -180,7 +179,7 @@ def resume(
         raise BadInput(f"the checkpoint {found[-1]} cannot be read ({str(e).splitlines()[0]}); remove it to go on from the one before") from e
     return bench
 
-# %% ../nbs/10_train.ipynb #97f70447
+# %% ../nbs/10_train.ipynb #5c8d5c70
 def train(
     config: TrainConfig,
     teacher: Teacher,
@@ -203,6 +202,9 @@ def train(
             with write_whole(out / "student") as folder:
                 averaged(bench).save_pretrained(folder)
                 (folder / "train.json").write_text(json.dumps(facts, indent=1))
+        except BadInput:
+            if not (checkpoints(out) or (out / "latents.safetensors").exists()): (out / "run.json").unlink()  # it never was a run
+            raise
         except (OSError, SafetensorError) as e: raise Stopped(f"{e}; the last checkpoint in {out} is as it was") from e
     return out / "student"
 
@@ -212,7 +214,7 @@ def _facts(config: TrainConfig, teacher: Teacher, plan: Plan, data: str | None) 
     told = teacher.condition(torch.zeros(1, *teacher.family.latent[1:]), torch.zeros(1, 2))["encoder_hidden_states"]
     if tuple(told.shape[1:]) != teacher.family.tokens:
         raise BadInput(f"{teacher.family.name} is told what to paint by an image encoder, which is not part of vdmini yet")
-    return dict(model=teacher.family.name, config=asdict(config), plan=asdict(plan.check(teacher.family.name)),
+    return dict(model=teacher.family.name, config=asdict(config), dropped=list(plan.check(teacher.family.name).dropped),
                 data=str(Path(data).resolve()) if data else "generated world",
                 weights=weights_hash(teacher.network), vae=weights_hash(teacher.vae))
 
@@ -225,7 +227,7 @@ def _loop(bench: Bench, corpus: Corpus, out: Path, leave: Callable, listeners: t
         if bench.step % bench.config.save_every == 0: save(bench, out)
     save(bench, out)
 
-# %% ../nbs/10_train.ipynb #106ffb95
+# %% ../nbs/10_train.ipynb #ef515b9d
 @command
 def vdmini_train(
     model: str,  # a bundled model, or a folder with one
