@@ -5,10 +5,9 @@
 # %% auto #0
 __all__ = ['published', 'latencies', 'evaluate', 'recovered', 'as_printed', 'vdmini_evaluate']
 
-# %% ../nbs/11_evaluate.ipynb #74e24cb3
+# %% ../nbs/11_evaluate.ipynb #4d657862
 import json
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
@@ -24,7 +23,7 @@ from .surgery import Plan, make_student
 from .sweep import Material, default_detector, folder_material, protocol, world_material
 from .teachers import Teacher, family_of, load_teacher
 
-# %% ../nbs/11_evaluate.ipynb #055b12c2
+# %% ../nbs/11_evaluate.ipynb #9ff9da35
 def published(
     table: str = "table2_i2v",  # name of a table of the paper
 ) -> pd.DataFrame | dict:
@@ -34,7 +33,7 @@ def published(
     if "columns" not in found: return found
     return pd.DataFrame.from_dict(found["rows"], orient="index", columns=found["columns"])
 
-# %% ../nbs/11_evaluate.ipynb #c8f3ea0a
+# %% ../nbs/11_evaluate.ipynb #bda03e4a
 def latencies(
     networks: dict[str, nn.Module],  # name → network, all on one device
     inputs: dict,  # keyword arguments of one forward
@@ -53,7 +52,7 @@ def latencies(
             seen[name].append(1000 * (time.perf_counter() - start))
     return {name: median(s[warmup:]) for name, s in seen.items()}
 
-# %% ../nbs/11_evaluate.ipynb #2ca2c8e2
+# %% ../nbs/11_evaluate.ipynb #15481469
 def evaluate(
     teacher: Teacher,
     students: dict[str, nn.Module],  # name → a student of the teacher's family
@@ -104,14 +103,14 @@ def as_printed(
     "The row that the paper prints in Table 2, for each model; its own I2V row last, with what differs."
     wide = table.pivot(index="model", columns="metric", values="value").loc[table.model.unique()]
     wide["measured"] = "here: " + str(table.attrs.get("detector_label", "")) + ", " + str(table.attrs.get("device", ""))
-    theirs = published("table2_i2v").loc[["SF-V", "VDMini-I2V"]].rename(columns=dict(fvd="fvd"))[["fvd", "latency_ms"]]
+    theirs = published("table2_i2v").loc[["SF-V", "VDMini-I2V"]][["fvd", "latency_ms"]]
     full = published("tableA1_i2v_components")["unet"]
     theirs["params"] = [1e6 * full[k]["params_m"] for k in theirs.index]
     theirs["speed_up"] = theirs.latency_ms.iloc[0] / theirs.latency_ms
     theirs["measured"] = "published: SVD, I3D FVD on UCF101, A100, 14 frames of 576×1024"
     return pd.concat([wide, theirs.rename_axis("model")])
 
-# %% ../nbs/11_evaluate.ipynb #368caf52
+# %% ../nbs/11_evaluate.ipynb #00889290
 @command
 def vdmini_evaluate(
     model: str,  # a bundled model, or a folder with one

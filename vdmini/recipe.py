@@ -146,8 +146,11 @@ def encoded(
         found = dict(x_0=torch.cat([teacher.encode(c.to(device)).cpu() for c in parts]), motion=material.motion.contiguous())
         if not path: return Corpus(**found)
         with write_whole(path) as p: save_file(found, p)
-    try: return Corpus(**load_file(path))
+    try: corpus = Corpus(**load_file(path))
     except (SafetensorError, TypeError, OSError) as e: raise BadInput(f"{path} cannot be read: {e}; remove it to encode again") from e
+    if tuple(corpus.x_0.shape[1:]) != teacher.family.latent:
+        raise BadInput(f"{path} holds latents of {tuple(corpus.x_0.shape[1:])}; {teacher.family.name} is trained on {teacher.family.latent}")
+    return Corpus(corpus.x_0[:n], corpus.motion[:n])
 
 # %% ../nbs/09d_recipe.ipynb #416b6af3
 def order(
