@@ -7,7 +7,7 @@ __all__ = ['OFFICIAL_ENDS', 'OFFICIAL_RESNET', 'OFFICIAL_FIXED', 'OFFICIAL_DEFAU
            'PROJECTIONS', 'guidance_embedding', 'rate_embedding', 'TurboEmbedding', 'T2VTurboUNet', 'official_blocks',
            'official_keys', 'official_config', 'read_official', 'load_official']
 
-# %% ../nbs/00b_t2v.ipynb #7aca6d9b
+# %% ../nbs/00b_t2v.ipynb #dabf231b
 import pickle, re, zipfile
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from .core import BadInput
 
-# %% ../nbs/00b_t2v.ipynb #19fa5f60
+# %% ../nbs/00b_t2v.ipynb #a89f7360
 def guidance_embedding(
     scale,  # guidance scale(s): a number or [b]
     dim: int = 256,  # length of the vector; even
@@ -34,7 +34,7 @@ def rate_embedding(
     "A frame rate in the sinusoids that time has (VideoCrafter2)."
     return get_timestep_embedding(steps, dim, flip_sin_to_cos=True, downscale_freq_shift=0)
 
-# %% ../nbs/00b_t2v.ipynb #49aa045f
+# %% ../nbs/00b_t2v.ipynb #8dc5d0aa
 class TurboEmbedding(TimestepEmbedding):
     "Time, guidance scales and frame rate in one vector, which every residual block is given."
     def __init__(self,
@@ -71,7 +71,7 @@ class TurboEmbedding(TimestepEmbedding):
         told = super().forward(sample + self.guidance(*scales))
         return told + self.fps_embedding(rate_embedding(fps, sample.shape[1]).to(sample.dtype))
 
-# %% ../nbs/00b_t2v.ipynb #d6814395
+# %% ../nbs/00b_t2v.ipynb #69b2775d
 class T2VTurboUNet(UNet3DConditionModel):
     "T2V-Turbo-v2's network: VideoCrafter2's with guidance scales as inputs; clips are `b c f h w`."
     def __init__(self,
@@ -103,7 +103,7 @@ class T2VTurboUNet(UNet3DConditionModel):
         told = (timestep_cond, motion_cond, fps)
         return super().forward(sample, timestep, encoder_hidden_states, timestep_cond=told, return_dict=return_dict, **kwargs)
 
-# %% ../nbs/00b_t2v.ipynb #e2e8b256
+# %% ../nbs/00b_t2v.ipynb #1de4ae9c
 OFFICIAL_ENDS = {
     "time_embedding.linear_1": "time_embed.0", "time_embedding.linear_2": "time_embed.2",
     "time_embedding.fps_embedding.linear_1": "fps_embedding.0", "time_embedding.fps_embedding.linear_2": "fps_embedding.2",
@@ -123,7 +123,7 @@ def official_blocks(
     network: nn.Module,  # a whole `T2VTurboUNet`, on any device
 ) -> dict[str, str]:  # path of a module of ours → its official path
     "How the official code calls our layers."
-    names, i = dict(OFFICIAL_ENDS), 1
+    names, i, ours = dict(OFFICIAL_ENDS), 1, {path for path, _ in network.named_modules()}
     for s, stage in enumerate(network.down_blocks):
         for j in range(len(stage.resnets)): names |= _pair(f"down_blocks.{s}", j, f"input_blocks.{i + j}")
         i += len(stage.resnets)
@@ -135,9 +135,9 @@ def official_blocks(
         i += len(stage.resnets)
         last = 3 if hasattr(stage, "attentions") else 1
         if stage.upsamplers: names[f"up_blocks.{s}.upsamplers.0.conv"] = f"output_blocks.{i - 1}.{last}.conv"
-    return {ours: theirs for ours, theirs in names.items() if ours in dict(network.named_modules())}
+    return {path: theirs for path, theirs in names.items() if path in ours}
 
-# %% ../nbs/00b_t2v.ipynb #4aa7e18f
+# %% ../nbs/00b_t2v.ipynb #26919f4b
 def official_keys(
     network: nn.Module,  # a whole `T2VTurboUNet`, on any device
 ) -> dict[str, str]:  # name in our state dict → name in the official one
@@ -152,7 +152,7 @@ def official_keys(
         return f"{names[ours]}.{rest}"
     return {key: theirs(key) for key in network.state_dict()}
 
-# %% ../nbs/00b_t2v.ipynb #9a44fb58
+# %% ../nbs/00b_t2v.ipynb #1bce59c9
 OFFICIAL_FIXED = dict(
     temporal_conv=True, temporal_attention=True, temporal_selfatt_only=True, use_relative_position=False, use_causal_attention=False,
     addition_attention=True, fps_cond=True, transformer_depth=1, temporal_transformer_depth=1, use_scale_shift_norm=False,
@@ -178,7 +178,7 @@ def official_config(
         attention_head_dim=config["num_head_channels"], cross_attention_dim=config["context_dim"],
         time_cond_proj_dim=config.get("time_cond_proj_dim"), motion_cond_proj_dim=config.get("motion_cond_proj_dim"))
 
-# %% ../nbs/00b_t2v.ipynb #6b8d0ffe
+# %% ../nbs/00b_t2v.ipynb #32c4b289
 FIRST_KEY = "input_blocks.0.0.weight"
 PROJECTIONS = ("time_cond_proj", "motion_cond_proj", "combine_proj")  # what VideoCrafter2's checkpoint lacks
 
@@ -199,13 +199,14 @@ def read_official(
 ) -> dict[str, Tensor]:  # official name without prefix → weight, on the CPU; of a .pt read from disk where it is used
     "The network's weights in an official checkpoint; raises `BadInput` for other files."
     state = _read(Path(path))
-    state = state.get("state_dict", state) if isinstance(state, dict) else {}
-    prefix = next((k.removesuffix(FIRST_KEY) for k in state if str(k).endswith(FIRST_KEY)), None)
+    if isinstance(state, dict): state = state.get("state_dict", state)
+    state = {k: v for k, v in state.items() if isinstance(k, str)} if isinstance(state, dict) else {}
+    prefix = next((k.removesuffix(FIRST_KEY) for k in state if k.endswith(FIRST_KEY)), None)
     if prefix is None: raise BadInput(f"{path} holds no T2V-Turbo or VideoCrafter2 network: expected a key that ends in "
-                                      f"{FIRST_KEY}; came: {', '.join(map(str, [*state][:3])) or 'no keys'}")
+                                      f"{FIRST_KEY}; came: {', '.join([*state][:3]) or 'no keys'}")
     return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix) and isinstance(v, Tensor)}
 
-# %% ../nbs/00b_t2v.ipynb #3b5758b3
+# %% ../nbs/00b_t2v.ipynb #6a50d122
 def _start(key: str, like: Tensor) -> Tensor:
     "What a projection begins with that a base checkpoint lacks: zero, or a plain sum for `combine_proj`."
     return torch.eye(len(like)).repeat(1, 2) if "combine_proj" in key else torch.zeros(like.shape)
@@ -225,7 +226,10 @@ def _placed(state: dict, network: nn.Module, base: bool) -> dict[str, Tensor]:
     weights = {k: _start(k, like[k]) if k in begun else _fit(state[keys[k]], like[k]) for k in keys if k in begun or k not in lacks}
     wrong = dict(missing=[keys[k] for k in lacks if k not in begun], surplus=[*(state.keys() - keys.values())],
                  misshapen=[f"{keys[k]} {[*w.shape]} for {[*like[k].shape]}" for k, w in weights.items() if w.shape != like[k].shape])
-    if any(wrong.values()): raise BadInput("; ".join(f"{what}: {_some(sorted(v))}" for what, v in wrong.items() if v))
+    if any(wrong.values()):
+        base_like = {*wrong["missing"]} == {f"{k}.weight" for k in PROJECTIONS}
+        hint = "; if it is VideoCrafter2's own checkpoint, ask with base=True" if base_like else ""
+        raise BadInput("; ".join(f"{what}: {_some(sorted(v))}" for what, v in wrong.items() if v) + hint)
     return weights
 
 def load_official(
@@ -236,7 +240,7 @@ def load_official(
     "Load an official checkpoint; raises `BadInput`, with the network untouched, unless every weight finds its place."
     state = read_official(path)
     if network is None:
-        scales = {f"{k}_dim": state[f"{k}.weight"].shape[1] if f"{k}.weight" in state else None for k in PROJECTIONS[:2]}
+        scales = {f"{k}_dim": state[f"{k}.weight"].shape[-1] if f"{k}.weight" in state else None for k in PROJECTIONS[:2]}
         with torch.device("meta"): network = T2VTurboUNet(**({} if base else scales))
     try: weights = _placed(state, network, base)
     except BadInput as e: raise BadInput(f"{path} does not fit this network; {e}") from None
