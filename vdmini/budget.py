@@ -6,7 +6,7 @@
 __all__ = ['MEASURES', 'recorded', 'alone', 'pairs', 'cores', 'Budget', 'harms', 'estimate', 'removable', 'Rules', 'find_plan',
            'compare_plans']
 
-# %% ../nbs/08_budget.ipynb #19a4a069
+# %% ../nbs/08_budget.ipynb #e51b87dd
 from functools import cached_property
 
 import numpy as np
@@ -19,15 +19,15 @@ from .core import BadInput, choose, load_table, samples
 from .surgery import Plan, ablated
 from .teachers import family_of, skeleton
 
-# %% ../nbs/08_budget.ipynb #ad8c97c5
+# %% ../nbs/08_budget.ipynb #825d0913
 def recorded(
-    name: str = "importance",  # "importance" or "cost"
+    name: str = "importance",  # "importance", "cost" or "ablation"
     model: str = "tiny-svd",  # a bundled family
 ) -> pd.DataFrame:
-    "A table that `vdmini_demo` recorded for a bundled model."
-    return load_table(samples(model, "recorded", f"{choose(name, ('importance', 'cost'), 'recorded table')}.parquet"))[0]
+    "A table that `vdmini_demo` (or `vdmini_ablate`) recorded for a bundled model; raises `BadInput` with the nearest names."
+    return load_table(samples(model, "recorded", f"{choose(name, ('importance', 'cost', 'ablation'), 'recorded table')}.parquet"))[0]
 
-# %% ../nbs/08_budget.ipynb #089827ff
+# %% ../nbs/08_budget.ipynb #091b0160
 MEASURES = ["params", "flops", "latency_ms"]
 
 def alone(
@@ -44,7 +44,7 @@ def alone(
     if missing: raise BadInput(f"the cost table has no row for {missing[0]}; expected one of this network, with level sub")
     return rows.loc[list(freed)].mul(pd.Series(freed) / rows.params[list(freed)], axis=0)
 
-# %% ../nbs/08_budget.ipynb #5ea0d730
+# %% ../nbs/08_budget.ipynb #e87267d5
 def pairs(
     network: nn.Module,  # of a U-Net's layout
     stage: str,  # e.g. "D.1"
@@ -66,7 +66,7 @@ def cores(
         found[d] = tuple(inside)
     return found
 
-# %% ../nbs/08_budget.ipynb #1b363128
+# %% ../nbs/08_budget.ipynb #d780031e
 class Budget:
     "Parameters, FLOPs and latency of any plan, from a cost table."
     def __init__(self,
@@ -117,7 +117,7 @@ class Budget:
         "What is left: params, flops, latency_ms."
         return self.total - self.saved(plan)
 
-# %% ../nbs/08_budget.ipynb #c3efcf1e
+# %% ../nbs/08_budget.ipynb #1ff996d7
 def harms(
     importance: pd.DataFrame,  # from `sweep`, with layers and, for plans that cut them, sub-blocks
     metric: str = "tiny_fvd",  # a metric of the table
@@ -138,7 +138,7 @@ def estimate(
     none = importance[(importance.block == "none") & (importance.metric == metric)].value
     return float(none.iloc[0] + harms(importance, metric).loc[sorted(layers | subs)].sum())
 
-# %% ../nbs/08_budget.ipynb #9f54a55b
+# %% ../nbs/08_budget.ipynb #2bcf881d
 def removable(
     network: nn.Module,  # of SVD's layout
 ) -> set[str]:  # residual layers
@@ -161,7 +161,7 @@ def removable(
             hidden = after
     return found
 
-# %% ../nbs/08_budget.ipynb #8e0a6794
+# %% ../nbs/08_budget.ipynb #db184874
 class Rules:
     "Which layers may go together, as linear constraints on one 0/1 variable for each term of a `Budget`."
     def __init__(self, budget: Budget):
@@ -228,7 +228,7 @@ def _too_small(budget: Budget, rules: Rules, saving: pd.DataFrame, limits: dict)
     said = ", ".join(f"{k} ≤ {v:g} (the smallest plan has {least[k]:.4g})" for k, v in limits.items())
     return f"no plan is that small: {said}"
 
-# %% ../nbs/08_budget.ipynb #b82b767b
+# %% ../nbs/08_budget.ipynb #f1b31036
 def compare_plans(
     budget: Budget,
     a: Plan,
