@@ -10,7 +10,7 @@ from torch.autograd import gradcheck
 
 from vdmini.blocks import blocks
 from vdmini.core import BadInput
-from vdmini.judge import MCA, Encoder, Heads
+from vdmini.judge import ENTRIES, MCA, Encoder, Heads
 from vdmini.losses import ICD, Features, SFVTask, pairs
 from vdmini.surgery import Plan, VDMiniUNet, make_student
 from vdmini.teachers import FAMILIES, Family, Teacher, load_teacher, network_inputs
@@ -47,9 +47,11 @@ def small():
     return Teacher(family, network, None, "random weights"), condition
 
 
-def seen_by(small, x, seed: int = 3):
+def seen_by(small, x, seed: int = 3, entry: str = "noise"):
     teacher, condition = small
-    return Encoder(teacher)(x, torch.tensor([0.5], dtype=torch.float64), double(1, 2, 4, 4, 4, seed=seed).detach(), condition)
+    return Encoder(teacher, entry)(
+        x, torch.tensor([0.5], dtype=torch.float64), double(1, 2, 4, 4, 4, seed=seed).detach(), condition
+    )
 
 
 def heads_of(small, **options):
@@ -163,11 +165,12 @@ def test_task_gradient():
     assert gradcheck(lambda x: SFVTask()(x, x_0), double(2, 2, 4, 3, 3))
 
 
-def test_mca_generator_gradient_reaches_the_clip_and_nothing_else(small):
+@pytest.mark.parametrize("entry", ENTRIES)
+def test_mca_generator_gradient_reaches_the_clip_and_nothing_else(small, entry):
     heads, tokens = heads_of(small), small[1]["encoder_hidden_states"]
     mca, x = MCA(heads), double(1, 2, 4, 4, 4)
-    assert gradcheck(lambda x: mca.gen(seen_by(small, x), tokens), x, fast_mode=True)
-    mca.gen(seen_by(small, x), tokens).backward()
+    assert gradcheck(lambda x: mca.gen(seen_by(small, x, entry=entry), tokens), x, fast_mode=True)
+    mca.gen(seen_by(small, x, entry=entry), tokens).backward()
     assert x.grad.abs().sum() > 0
     assert all(p.grad is None and p.requires_grad for p in heads.parameters())
     assert all(p.grad is None for p in small[0].network.parameters())

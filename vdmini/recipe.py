@@ -6,7 +6,7 @@
 __all__ = ['REAL', 'PRECISIONS', 'SCHEDULES', 'RECIPES', 'TrainConfig', 'Corpus', 'training_clips', 'encoded', 'order', 'Part',
            'draw']
 
-# %% ../nbs/09d_recipe.ipynb #739d3455
+# %% ../nbs/09d_recipe.ipynb #7773ab2c
 import json
 import math
 from dataclasses import asdict, dataclass, fields
@@ -19,13 +19,13 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from .core import BadInput, choose, write_whole
-from .judge import VIEWS, InstanceNoise
+from .judge import ENTRIES, VIEWS, InstanceNoise
 from .losses import SFVTask
 from .sweep import Material, folder_material
 from .teachers import Teacher
 from .world import World
 
-# %% ../nbs/09d_recipe.ipynb #6819ebed
+# %% ../nbs/09d_recipe.ipynb #3a7620b1
 REAL = dict(teacher="the teacher's clips", data="recorded clips", both="both")  # what the judge is shown as real
 PRECISIONS = ("no", "bf16")
 SCHEDULES = ("constant", "cosine")
@@ -40,6 +40,7 @@ class TrainConfig:
     c: float = SFVTask.c  # of the pseudo-Huber distance, see `SFVTask`
     sigmas: tuple[float, ...] = SFVTask.sigmas  # noise levels trained on (SF-V)
     real: str = "both"  # what the judge is shown as real: the paper takes teacher and data together (Section 3.3)
+    entry: str = "noise"  # where the judge is shown a clip: where the teacher gets its noisy one (SF-V)
     p_mean: float = -1.  # of the instance noise, ln σ′ (SF-V)
     p_std: float = 1.  # of the instance noise (SF-V)
     views: tuple[str, ...] = tuple(VIEWS)  # kinds of heads (SF-V: one kind alone is far worse)
@@ -63,7 +64,7 @@ class TrainConfig:
     save_every: int = 250  # steps between checkpoints
 
     def __post_init__(self):
-        for name, valid in dict(real=REAL, precision=PRECISIONS, schedule=SCHEDULES).items(): choose(getattr(self, name), valid, name)
+        for name, valid in dict(real=REAL, entry=ENTRIES, precision=PRECISIONS, schedule=SCHEDULES).items(): choose(getattr(self, name), valid, name)
         for v in self.views: choose(v, VIEWS, "view")
         for name in ("batch", "accumulation", "steps", "save_every", "clips", "lr", "lr_d", "width", "clip_norm"):
             if getattr(self, name) <= 0: raise BadInput(f"{name} is {getattr(self, name)}; it must be above 0")
@@ -102,17 +103,18 @@ class TrainConfig:
 
 RECIPES: dict[str, dict] = {"svd": {}}  # family → what differs from the paper's recipe for SVD
 
-# %% ../nbs/09d_recipe.ipynb #a787ee56
+# %% ../nbs/09d_recipe.ipynb #46b7b07e
 RECIPES["tiny-svd"] = dict(
     sigmas=SFVTask.sigmas[-1:],  # the teacher knows no other level
     lr=1e-3, lr_d=1e-3, schedule="cosine", warmup=20,  # what the teacher was trained with; few steps must do
     betas=(.9, .98),  # as the teacher
     mca_from=100, width=32,  # a judge as small as the model
+    entry="image",  # the teacher hardly looks at its noisy clip: at σ_max there is nothing to see
     batch=4, accumulation=1, steps=400, ema=.98,
     precision="no", checkpointing=False,  # on a CPU bfloat16 gains nothing here, and memory is no concern
     clips=1024, save_every=50)
 
-# %% ../nbs/09d_recipe.ipynb #ae12bf83
+# %% ../nbs/09d_recipe.ipynb #b9ab6318
 @dataclass(frozen=True)
 class Corpus:
     "What a run learns from."
@@ -152,7 +154,7 @@ def encoded(
         raise BadInput(f"{path} holds latents of {tuple(corpus.x_0.shape[1:])}; {teacher.family.name} is trained on {teacher.family.latent}")
     return Corpus(corpus.x_0[:n], corpus.motion[:n])
 
-# %% ../nbs/09d_recipe.ipynb #416b6af3
+# %% ../nbs/09d_recipe.ipynb #76618b85
 def order(
     n: int,  # clips there are
     start: int,  # clips seen so far

@@ -6,7 +6,7 @@
 __all__ = ['Bench', 'losses', 'game', 'train_step', 'bench_of', 'averaged', 'save', 'resume', 'train', 'vdmini_train',
            'vdmini_encode']
 
-# %% ../nbs/10_train.ipynb #c418d439
+# %% ../nbs/10_train.ipynb #3fbfdb18
 import json
 import math
 import time
@@ -31,7 +31,7 @@ from .surgery import Plan, make_student
 from .sweep import weights_hash
 from .teachers import Teacher, load_teacher
 
-# %% ../nbs/10_train.ipynb #cab15078
+# %% ../nbs/10_train.ipynb #db198084
 @dataclass
 class Bench:
     "All that takes part in a run."
@@ -83,13 +83,13 @@ def game(
     condition: dict,
 ) -> tuple[Tensor, Tensor]:  # L_MCA^gen, L_MCA^disc
     "Both sides of eq. 5; the encoder sees each clip once."
-    look, tokens = Encoder(bench.teacher), condition["encoder_hidden_states"]
+    look, tokens = Encoder(bench.teacher, bench.config.entry), condition["encoder_hidden_states"]
     with bench.accelerator.autocast():
         fake = look(x_stu, part.sigma_d, part.noise_d, condition)
         with torch.no_grad(): true = [look(x, part.sigma_d, part.noise_d, condition) for x in real]
         return bench.mca.gen(fake, tokens), bench.mca.disc(fake, true, tokens)
 
-# %% ../nbs/10_train.ipynb #54649dd2
+# %% ../nbs/10_train.ipynb #946d6c02
 def _finite(step: int, numbers: dict[str, float]) -> dict[str, float]:
     bad = [k for k, v in numbers.items() if not math.isfinite(v)]
     if bad: raise Stopped(f"step {step}: {', '.join(f'{k} is {numbers[k]}' for k in bad)}; the last checkpoint is as it was")
@@ -121,7 +121,7 @@ def train_step(
     bench.step = step
     return total
 
-# %% ../nbs/10_train.ipynb #136db0b9
+# %% ../nbs/10_train.ipynb #dd0aa02c
 def bench_of(
     config: TrainConfig,
     teacher: Teacher,
@@ -141,7 +141,7 @@ def bench_of(
     student, called, *optimisers = a.prepare(net, heads, *optimisers)
     return Bench(config, teacher, net, heads, tuple(optimisers), a, student, MCA(called, config.r1))
 
-# %% ../nbs/10_train.ipynb #255a1936
+# %% ../nbs/10_train.ipynb #a528d369
 def averaged(
     bench: Bench,
 ) -> nn.Module:  # shares the averaged weights
@@ -180,7 +180,7 @@ def resume(
         raise BadInput(f"the checkpoint {found[-1]} cannot be read ({str(e).splitlines()[0]}); remove it to go on from the one before") from e
     return bench
 
-# %% ../nbs/10_train.ipynb #5c8d5c70
+# %% ../nbs/10_train.ipynb #0ecaa640
 def train(
     config: TrainConfig,
     teacher: Teacher,
@@ -229,7 +229,7 @@ def _loop(bench: Bench, corpus: Corpus, out: Path, leave: Callable, listeners: t
         if bench.step % bench.config.save_every == 0: save(bench, out)
     save(bench, out)
 
-# %% ../nbs/10_train.ipynb #ef515b9d
+# %% ../nbs/10_train.ipynb #318c0249
 @command
 def vdmini_train(
     model: str,  # a bundled model, or a folder with one
