@@ -14,7 +14,7 @@ lab: setup
 
 test: lint browser
 	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 2 --timing
-	$(BIN)/pytest --durations 10
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile --durations 10
 
 check: setup
 	$(BIN)/ruff check --fix $(CODE)

@@ -1,5 +1,6 @@
 """Distances and drifts against other code, and against clips whose errors are known."""
 
+import hashlib
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 import torch
 from scipy.linalg import sqrtm
 
+from vdmini import detectors
 from vdmini.clips import read_clip
 from vdmini.core import BadInput
 from vdmini.detectors import load_detector
@@ -95,3 +97,36 @@ def test_transnet_sees_frozen_and_shuffled_footage():
     assert min(frozen, shuffled) > 1
     with pytest.raises(BadInput, match="15 clips are too few"):
         detector.enough(15)
+
+
+class FakeI3D(torch.nn.Module):
+    "Takes what the real file takes, and answers with 400 numbers."
+
+    def forward(self, x: torch.Tensor, rescale: bool = False, resize: bool = False, return_features: bool = False):
+        assert x.dtype == torch.uint8 and x.shape[1] == 3 and rescale and resize and return_features
+        return x.float().mean(dim=[1, 2, 3, 4])[:, None] * torch.ones(400)
+
+
+def test_i3d_is_run_as_stylegan_v_runs_it(tmp_path, monkeypatch):
+    path = tmp_path / "i3d.pt"
+    torch.jit.script(FakeI3D()).save(str(path))
+    monkeypatch.setenv("VDMINI_I3D", str(path))
+    detector, clips = load_detector("i3d"), torch.rand(3, 10, 3, 16, 16)
+    with pytest.raises(BadInput, match="is not the I3D network"):
+        detector(clips)
+    monkeypatch.setattr(detectors, "I3D_SHA256", hashlib.sha256(path.read_bytes()).hexdigest())
+    found = detector(clips)["clip"]
+    assert found.shape == (3, 400)
+    assert found[:, 0] == pytest.approx((clips * 255).round().mean((1, 2, 3, 4)).numpy(), rel=1e-4)
+    with pytest.raises(BadInput, match="I3D needs at least 10"):
+        detector(clips[:, :8])
+    with pytest.raises(BadInput, match="128 clips are too few"):
+        detector.enough(128)
+
+
+def test_i3d_without_a_network(tmp_path, monkeypatch):
+    monkeypatch.setenv("VDMINI_I3D", str(tmp_path / "cache" / "i3d.pt"))
+    monkeypatch.setattr(detectors, "I3D_URL", (tmp_path / "nowhere").as_uri())
+    with pytest.raises(BadInput, match="cannot be downloaded .* set VDMINI_I3D"):
+        load_detector("i3d")(torch.rand(1, 10, 3, 16, 16))
+    assert not (tmp_path / "cache" / "i3d.pt").exists()

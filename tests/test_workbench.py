@@ -170,10 +170,11 @@ def test_found_plan_is_measured_beside_its_estimate(page):
     press(page, "Find a plan")
     page.wait_for_function("() => document.querySelector(\"[data-block='D.3.R.0']\").getAttribute('aria-checked') === 'false'")
     assert ask(page, "float(bench.budget(bench.plan).params)") <= 4.93e6
-    page.get_by_text("not measured").first.wait_for()
+    said = page.locator(".jupyter-widgets", has_text="the sum of single harms").last
+    assert "not measured" in said.inner_text()
     press(page, "Measure this plan")
-    page.get_by_text("(the sum of single harms), measured").first.wait_for(timeout=90_000)
-    assert "not measured" not in page.get_by_text("the sum of single harms").first.inner_text()
+    said.filter(has_text="), measured").wait_for(timeout=90_000)
+    assert "not measured" not in said.inner_text()
     assert ask(page, "len(bench.figures.figure.data[2].y)") == 1
 
 

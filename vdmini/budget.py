@@ -19,13 +19,13 @@ from .core import BadInput, choose, load_table, samples
 from .families import family_of, skeleton
 from .plan import Plan, ablated
 
-# %% ../nbs/08_budget.ipynb #ad8c97c5
+# %% ../nbs/08_budget.ipynb #dd515f73
 def recorded(
-    name: str = "importance",  # "importance" or "cost"
+    name: str = "importance",  # "importance", "cost" or "ablation"
     model: str = "tiny-svd",  # a bundled family
 ) -> pd.DataFrame:
-    "A table that `vdmini_demo` recorded for a bundled model."
-    return load_table(samples(model, "recorded", f"{choose(name, ('importance', 'cost'), 'recorded table')}.parquet"))[0]
+    "A table that `vdmini_demo` (or `vdmini_ablate`) recorded for a bundled model; raises `BadInput` with the nearest names."
+    return load_table(samples(model, "recorded", f"{choose(name, ('importance', 'cost', 'ablation'), 'recorded table')}.parquet"))[0]
 
 # %% ../nbs/08_budget.ipynb #72dd3d7c
 MEASURES = ["params", "flops", "latency_ms"]

@@ -8,13 +8,13 @@ __all__ = ['SIGMA_MAX', 'RESIDUAL', 'ATTENTION', 'UNET', 'VDMINI_UNET', 'HUNYUAN
            'Layout', 'Stage', 'add', 'clip_size', 'family_of', 'folder_config', 'latent_size', 'network_folder',
            'network_inputs', 'skeleton']
 
-# %% ../nbs/00_families.ipynb #0ab51fe8
+# %% ../nbs/00_families.ipynb #4ed35f3d
 from dataclasses import dataclass, replace
 
 import torch
 from diffusers import (AutoencoderKLTemporalDecoder, CogVideoXTransformer3DModel, HunyuanVideoTransformer3DModel,
                        UNetSpatioTemporalConditionModel, WanTransformer3DModel)
-from torch import Generator
+from torch import Generator, Tensor
 
 from .entry import (FAMILIES, Family, Kind, Layout, Stage, add, clip_size, family_of, folder_config, latent_size, network_folder,
                           network_inputs, skeleton)
@@ -23,24 +23,25 @@ from .entry import (FAMILIES, Family, Kind, Layout, Stage, add, clip_size, famil
 _all_ = ["FAMILIES", "Family", "Kind", "Layout", "Stage", "add", "clip_size", "family_of", "folder_config", "latent_size", "network_folder",
          "network_inputs", "skeleton"]  # whoever asks for families finds them filled in
 
-# %% ../nbs/00_families.ipynb #2dfa3052
+# %% ../nbs/00_families.ipynb #f2190ec8
 SIGMA_MAX = 700.
 
 @dataclass(frozen=True)
 class Preconditioning:
     "EDM preconditioning for data of unit variance, as SVD has it (VDMini eq. 2)."
-    c_skip: float
-    c_out: float
-    c_in: float
-    c_noise: float
+    c_skip: float | Tensor
+    c_out: float | Tensor
+    c_in: float | Tensor
+    c_noise: float | Tensor
 
     @classmethod
     def at(cls,
-        sigma: float,  # noise level, > 0
+        sigma: float | Tensor,  # noise level, > 0; a tensor gives coefficients of its shape
     ):
         "The four coefficients at noise level `sigma`."
         root = (sigma**2 + 1)**.5
-        return cls(1 / (sigma**2 + 1), -sigma / root, 1 / root, .25 * torch.tensor(sigma).log().item())
+        log = sigma.log() if isinstance(sigma, Tensor) else torch.tensor(sigma).log().item()
+        return cls(1 / (sigma**2 + 1), -sigma / root, 1 / root, .25 * log)
 
 # %% ../nbs/00_families.ipynb #d688998e
 RESIDUAL = Kind("R", "resnets.{}", parts=(

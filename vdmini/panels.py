@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['UNITS', 'LIMITS', 'budget_table', 'budget_html', 'plot_plane', 'BudgetPanel', 'PlanFinder', 'shelf', 'PlanShelf']
 
-# %% ../nbs/08e_panels.ipynb #2938dde5
+# %% ../nbs/08e_panels.ipynb #9979366c
 import re
 from collections.abc import Callable
 from html import escape
@@ -21,7 +21,7 @@ from .core import BadInput
 from .plots import execution_order
 from .surgery import Plan
 
-# %% ../nbs/08e_panels.ipynb #b78047d7
+# %% ../nbs/08e_panels.ipynb #2491b5f6
 UNITS = dict(params=("parameters, million", 1e-6), flops=("GFLOPs", 1e-9), latency_ms=("latency, ms", 1))
 
 def budget_table(
@@ -41,7 +41,7 @@ def budget_html(
                    for name, row in table.iterrows())
     return f'<table style="line-height: 1.5"><tr><th></th>{head}</tr>{rows}</table>'
 
-# %% ../nbs/08e_panels.ipynb #51c406d1
+# %% ../nbs/08e_panels.ipynb #f65ffda0
 def plot_plane(
     budget: Budget,
     importance: pd.DataFrame,  # from `sweep`, with layers
@@ -68,7 +68,7 @@ def plot_plane(
     return fig.update_layout(width=480, height=300, margin=dict(l=64, r=16, t=32, b=48), font_color="#888", plot_bgcolor="rgba(0,0,0,0)",
                              paper_bgcolor="rgba(0,0,0,0)", legend=dict(orientation="h", x=0, y=1.02, yanchor="bottom"))
 
-# %% ../nbs/08e_panels.ipynb #0e036a67
+# %% ../nbs/08e_panels.ipynb #a14569a7
 class BudgetPanel(w.Box):
     "Parameters, FLOPs and latency of the plan, and where it stands among single drops; follows a `PlanHistory`."
     def __init__(self,
@@ -100,8 +100,10 @@ class BudgetPanel(w.Box):
         "Mark what the plan really does."
         with self.figure.batch_update(): self.figure.data[2].update(x=[self.budget(self.history.plan).latency_ms], y=[value])
 
-# %% ../nbs/08e_panels.ipynb #e43ba7aa
+# %% ../nbs/08e_panels.ipynb #55675d87
 LIMITS = {"latency, ms": "latency_ms", "parameters, million": "params", "GFLOPs": "flops"}
+
+def _plain(v: float) -> str: return f"{v:,.1f}" if abs(v) >= 10 else f"{v:.3g}"
 
 class PlanFinder(w.VBox):
     "Asks for a limit and puts the least harmful plan within it on the map; measures a plan when asked."
@@ -137,10 +139,10 @@ class PlanFinder(w.VBox):
     def tell(self, *_, measured: tuple = None) -> None:  # measured: value, lo, hi
         "Say what the plan is feared to do and, where it was measured, what it does."
         name, plan = MEASURE_NAMES.get(self.metric, self.metric), self.history.plan
-        self.said.value = (f"{escape(name)}: estimated <b>{estimate(self.budget, plan, self.importance, self.metric):,.4g}</b> (the sum of single harms), "
-                           + ("measured <b>{:,.4g}</b> ({:,.4g} – {:,.4g})".format(*measured) if measured else "not measured"))
+        self.said.value = (f"{escape(name)}: estimated <b>{_plain(estimate(self.budget, plan, self.importance, self.metric))}</b> "
+                           "(the sum of single harms), " + ("measured <b>{}</b> ({} – {})".format(*map(_plain, measured)) if measured else "not measured"))
 
-# %% ../nbs/08e_panels.ipynb #b233a257
+# %% ../nbs/08e_panels.ipynb #dd5145bc
 def shelf(
     folder,  # of plans
     family: str,  # only plans of this family

@@ -19,7 +19,7 @@ from .core import BadInput, choose, samples
 from .families import (FAMILIES, SIGMA_MAX, Family, Preconditioning, family_of, folder_config, network_folder,
                              network_inputs, skeleton)
 
-# %% ../nbs/00_teachers.ipynb #87e5474c
+# %% ../nbs/00_teachers.ipynb #2db0a29a
 DECODE_CLIPS = 4  # clips in one pass of the VAE's decoder: what fits a CPU's cache decodes fastest
 
 @dataclass(frozen=True)
@@ -60,13 +60,13 @@ class Teacher:
 
     def denoise(self,
         noisy: Tensor,  # [b f c h w] latents with noise of level `sigma`
-        sigma: float,
+        sigma: float | Tensor,  # one noise level for all clips, or [b]
         image: Tensor,  # [b f c h w] latent of the first frame, repeated
         **condition,
     ) -> Tensor:  # [b f c h w] the estimated clean latents
         "One preconditioned forward, D(x, σ) of VDMini eq. 2."
-        c = Preconditioning.at(sigma)
-        t = torch.full((len(noisy),), c.c_noise, dtype=noisy.dtype)
+        c = Preconditioning.at(rearrange(sigma, "b -> b 1 1 1 1") if isinstance(sigma, Tensor) else sigma)
+        t = torch.as_tensor(c.c_noise, dtype=noisy.dtype, device=noisy.device).reshape(-1).expand(len(noisy))
         out = self.network(torch.cat([c.c_in * noisy, image], 2), t, return_dict=False, **condition)[0]
         return c.c_skip * noisy + c.c_out * out
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['VAE_CONFIG', 'rate', 'fit', 'psnr', 'train_vae', 'normalise', 'encode', 'tune_decoder', 'train_classifier',
-           'pseudo_huber', 'train_unet', 'paint', 'train', 'measure', 'card_text', 'vdmini_card']
+           'train_unet', 'paint', 'train', 'measure', 'card_text', 'vdmini_card']
 
 # %% ../nbs/14_tiny.ipynb #a91d27f3
 import json
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from .core import command, save_table, write_whole
 from .detectors import ClipClassifier, load_detector, reading
+from .losses import pseudo_huber
 from .metrics import frechet
 from .surgery import network_class
 from .teachers import FAMILIES, SIGMA_MAX, Teacher, load_teacher
@@ -169,14 +170,6 @@ def train_classifier(
     return model.eval()
 
 # %% ../nbs/14_tiny.ipynb #6264f9af
-def pseudo_huber(
-    a: Tensor,  # [b f c h w]
-    b: Tensor,  # [b f c h w]
-    c: float = .1,  # where the square turns into an absolute value
-) -> Tensor:
-    "√(‖a − b‖² + c²) − c per position, averaged (as in SF-V, there over the whole clip)."
-    return (((a - b).pow(2).sum(2) + c**2).sqrt() - c).mean()
-
 def train_unet(
     vae: AutoencoderKLTemporalDecoder,
     run: Path,  # folder for the checkpoint
@@ -194,7 +187,7 @@ def train_unet(
         k = torch.randint(len(latents), (batch,))
         with torch.autocast("cpu", torch.bfloat16):
             made = teacher.latents(latents[k, 0], factors[k, 2:], torch.randn_like(latents[k]))
-        return pseudo_huber(made, latents[k])
+        return pseudo_huber(made, latents[k], .1, over=2)  # per position, where SF-V takes the whole clip
     fit(teacher.network, loss, run, steps, peak)
     return teacher.network.eval()
 
