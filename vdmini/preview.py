@@ -6,6 +6,7 @@
 __all__ = ['Cancelled', 'Background', 'readable_error', 'watched', 'preview']
 
 # %% ../nbs/08d_preview.ipynb #13478e95
+import atexit
 import threading
 from collections.abc import Callable
 from contextlib import contextmanager
@@ -33,6 +34,7 @@ class Background(traitlets.HasTraits):
     def __init__(self):
         super().__init__()
         self._lock, self._wanted, self._thread = threading.Lock(), None, None
+        atexit.register(self.close)  # a thread inside PyTorch must not outlive the interpreter
 
     def start(self,
         work: Callable,  # takes a function to report progress (0 … 1) with, returns a result
@@ -46,6 +48,11 @@ class Background(traitlets.HasTraits):
     def cancel(self) -> None:
         "Stop at the next report of progress."
         self._wanted = None
+
+    def close(self) -> None:
+        "Give up what is going on, and wait until it has stopped."
+        self.cancel()
+        self.wait(30)
 
     def wait(self, seconds: float = None) -> None:
         "Return when the work is done, or after so many seconds."
