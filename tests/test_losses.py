@@ -1,6 +1,7 @@
 """The losses against finite differences, the pairing against real forwards, the judge's sign on separable data."""
 
 import random
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from vdmini.core import BadInput
 from vdmini.judge import ENTRIES, MCA, Encoder, Heads
 from vdmini.losses import ICD, Features, SFVTask, pairs
 from vdmini.surgery import Plan, VDMiniUNet, make_student
-from vdmini.teachers import FAMILIES, Family, Teacher, load_teacher, network_inputs
+from vdmini.teachers import FAMILIES, Teacher, load_teacher, network_inputs
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +39,7 @@ def small():
         **dict(addition_time_embed_dim=8, projection_class_embeddings_input_dim=24, num_frames=2),
     )
     network = UNetSpatioTemporalConditionModel(**config).double().eval().requires_grad_(False)
-    family = Family("small", "small", UNetSpatioTemporalConditionModel, config, latent=(2, 4, 4, 4), tokens=(1, 8))
+    family = replace(FAMILIES["svd"], name="small", config=config, latent=(2, 4, 4, 4), tokens=(1, 8))
     condition = dict(
         image=double(1, 2, 4, 4, 4, seed=1).detach(),
         encoder_hidden_states=double(1, 1, 8, seed=2).detach(),
