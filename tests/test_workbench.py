@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from jupyter_browser import ask, notebook, tell
 from PIL import Image
+from playwright.sync_api import expect
 
 from vdmini.budget import Budget, recorded
 from vdmini.surgery import Plan
@@ -165,6 +166,8 @@ def test_failing_generation_says_so_and_the_next_click_works(page):
 def test_found_plan_is_measured_beside_its_estimate(page):
     page.locator("select:has(option:text-is('parameters, million'))").last.select_option("parameters, million")
     limit = page.locator(".widget-text input[type=number]").first
+    three_quarters = f"{0.75 * Budget('tiny-svd', recorded('cost')).total.params / 1e6:.3f}"
+    expect(limit).to_have_value(three_quarters)  # what the panel proposes; typing before it would be overwritten
     limit.fill("4.93")
     limit.press("Tab")
     press(page, "Find a plan")
