@@ -23,7 +23,7 @@ from torch import nn
 from .blocks import blocks, layout_of, levels_of, stage_of
 from .core import BadInput, choose
 from .families import skeleton
-from .player import STATIC
+from .player import STATIC, with_picture
 from .plots import COSTS, METRICS
 from .plan import Plan
 
@@ -293,8 +293,4 @@ class BlockMap(anywidget.AnyWidget):
         "The map as it stands, for a saved notebook."
         return still(self.svg)
 
-    def _repr_mimebundle_(self, **kwargs):
-        bundle = super()._repr_mimebundle_(**kwargs)
-        data, *more = bundle if isinstance(bundle, tuple) else (bundle,)
-        data = data | {"text/html": self.still().data}  # for viewers that show no widgets
-        return (data, *more) if more else data
+    def _repr_mimebundle_(self, **kwargs): return with_picture(super()._repr_mimebundle_(**kwargs), self.still().data)

@@ -62,7 +62,10 @@ class Background(traitlets.HasTraits):
         with self._lock:
             if ticket is not self._wanted: return
             self.progress, self.message, self.running = 0., "", True
-            try: done(work(partial(self._report, ticket)))
+            try:
+                result = work(partial(self._report, ticket))
+                self._report(ticket, 1.)  # not wanted any more: its result would stand beside another plan
+                done(result)
             except Cancelled: pass
             except Exception as e: self.message = readable_error(e)
             finally: self.running = False

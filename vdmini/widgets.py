@@ -22,7 +22,7 @@ from .clips import read_clip
 from .compare import compare
 from .core import BadInput
 from .panels import BudgetPanel, PlanFinder, PlanShelf, budget_html, budget_table
-from .player import ClipPlayer
+from .player import ClipPlayer, with_picture
 from .preview import Background, preview, readable_error
 from .surgery import Plan
 from .sweep import Material, default_detector, folder_material, world_material
@@ -209,6 +209,4 @@ class Workbench(w.VBox):
 
     def _repr_mimebundle_(self, **kwargs):
         self.background.wait(3)  # the first clip, so that a saved notebook shows it
-        bundle = super()._repr_mimebundle_(**kwargs)
-        data, *more = bundle if isinstance(bundle, tuple) else (bundle,)
-        return (data | {"text/html": self.still().data}, *more) if more else data | {"text/html": self.still().data}
+        return with_picture(super()._repr_mimebundle_(**kwargs), self.still().data)
