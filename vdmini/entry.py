@@ -63,6 +63,7 @@ class Family:
     paper_drop: tuple[str, ...] = ()  # what VDMini cuts: block addresses
     paper_how: str = ""  # where that stands, or why nothing is known
     bundled: str = ""  # folder under data_samples/ with the trained weights, if there is one
+    hub: str = ""  # id of the model on the Hugging Face Hub
     vae_class: type = None  # of the VAE that its clips go through; None: no clips yet
     factor: int = 8  # how many pixels one latent position covers, per side
     stride: int = 1  # how many frames of the clip each latent frame after the first covers
