@@ -64,6 +64,7 @@ class Family:
     paper_how: str = ""  # where that stands, or why nothing is known
     bundled: str = ""  # folder under data_samples/ with the trained weights, if there is one
     hub: str = ""  # id of the model on the Hugging Face Hub
+    licence: str = ""  # of the weights there, as a model card says it: "apache-2.0", or "other/NAME" where they have their own; "" unknown
     vae_class: type = None  # of the VAE that its clips go through; None: no clips yet
     factor: int = 8  # how many pixels one latent position covers, per side
     stride: int = 1  # how many frames of the clip each latent frame after the first covers

@@ -65,12 +65,12 @@ add(Family(
     "svd", "Stable Video Diffusion / SF-V", UNetSpatioTemporalConditionModel, dict(num_attention_heads=(5, 10, 20, 20)),
     latent=(14, 4, 72, 128), tokens=(1, 1024), layout=Layout(UNET, (RESIDUAL, ATTENTION), skips=True), inputs=svd_inputs,
     paper_drop=VDMINI_UNET, paper_how="VDMini, Section 3.2 and Table A4", vae_class=AutoencoderKLTemporalDecoder,
-    hub="stabilityai/stable-video-diffusion-img2vid"))
+    hub="stabilityai/stable-video-diffusion-img2vid", licence="other/stable-video-diffusion-community"))
 
 add(replace(FAMILIES["svd"], name="tiny-svd", title="tiny-svd (bundled, trained on generated sprites)", config=dict(
     sample_size=8, num_frames=8, block_out_channels=(64, 64, 64, 64), num_attention_heads=(4, 4, 4, 4),
     cross_attention_dim=64, addition_time_embed_dim=32, projection_class_embeddings_input_dim=96),
-    latent=(8, 4, 8, 8), tokens=(1, 64), bundled="tiny-svd", hub="", factor=4))
+    latent=(8, 4, 8, 8), tokens=(1, 64), bundled="tiny-svd", hub="", licence="", factor=4))
 
 # %% ../nbs/00_families.ipynb #dbc68653
 def decoder_inputs(family: Family, b: int, latent: tuple, g: Generator) -> dict:
@@ -86,10 +86,10 @@ add(Family(
     layout=Layout((Stage("Mid", "decoder.mid_block", "middle"), Stage("Up.{}", "decoder.up_blocks", "up")),
                   (RESIDUAL, Kind("A", "attentions.{}")), root="decoder"),
     paper_how="it removes layers of Mid and Up.3, and channels; which ones is not published",
-    hub="stabilityai/stable-video-diffusion-img2vid"))
+    hub="stabilityai/stable-video-diffusion-img2vid", licence="other/stable-video-diffusion-community"))
 
-add(replace(FAMILIES["svd-vae"], name="tiny-svd-vae", title="SVD's temporal decoder in small, for tests (no weights)", latent=(3, 4, 4, 6), hub="",
-            config=FAMILIES["svd-vae"].config | dict(block_out_channels=(32, 32, 64, 64), sample_size=32)))
+add(replace(FAMILIES["svd-vae"], name="tiny-svd-vae", title="SVD's temporal decoder in small, for tests (no weights)", latent=(3, 4, 4, 6),
+            hub="", licence="", config=FAMILIES["svd-vae"].config | dict(block_out_channels=(32, 32, 64, 64), sample_size=32)))
 
 # %% ../nbs/00_families.ipynb #15460ab5
 def evenly(
@@ -119,12 +119,13 @@ add(Family(
     paper_drop=tuple(f"{stage}.{i:02}" for stage, keep, of in (("DS", 12, 20), ("SS", 28, 40))
                      for i in range(of) if i not in evenly(keep, of)),
     paper_how="VDMini, Table A5: 12 of 20 double-stream and 28 of 40 single-stream blocks; which ones is not published: "
-              "here the first, the last, and the others at even distances", hub="hunyuanvideo-community/HunyuanVideo"))
+              "here the first, the last, and the others at even distances", hub="hunyuanvideo-community/HunyuanVideo",
+    licence="other/tencent-hunyuan-community"))
 
 add(replace(FAMILIES["hunyuan-video"], name="tiny-hunyuan-video", title="HunyuanVideo in small, for tests (no weights)", config=dict(
     num_attention_heads=2, attention_head_dim=8, num_layers=20, num_single_layers=40, num_refiner_layers=1, mlp_ratio=2.,
     in_channels=4, out_channels=4, text_embed_dim=12, pooled_projection_dim=6, rope_axes_dim=(2, 2, 4),
-    image_condition_type=None), latent=(3, 4, 4, 6), tokens=(5, 12), hub=""))
+    image_condition_type=None), latent=(3, 4, 4, 6), tokens=(5, 12), hub="", licence=""))
 
 # %% ../nbs/00_families.ipynb #a0bb5ae8
 def wan_inputs(family: Family, b: int, latent: tuple, g: Generator) -> dict:
@@ -138,6 +139,7 @@ add(Family(
     dict(num_attention_heads=12, attention_head_dim=128, ffn_dim=8960, num_layers=30, in_channels=16, out_channels=16, text_dim=4096,
          image_dim=None),
     latent=(21, 16, 60, 104), tokens=(512, 4096), inputs=wan_inputs, stride=4, multiple=2, hub="Wan-AI/Wan2.1-T2V-1.3B-Diffusers",
+    licence="apache-2.0",
     layout=Layout((Stage("B", "blocks", "blocks", "num_layers"),), (Kind("", "{}"),))))
 
 # %% ../nbs/00_families.ipynb #6cfcf100
@@ -151,14 +153,15 @@ add(Family(
     dict(num_attention_heads=30, attention_head_dim=64, num_layers=30, in_channels=16, out_channels=16, text_embed_dim=4096,
          max_text_seq_length=226, use_rotary_positional_embeddings=False),
     latent=(13, 16, 60, 90), tokens=(226, 4096), inputs=cogvideox_inputs, stride=4, multiple=2, hub="zai-org/CogVideoX-2b",
+    licence="apache-2.0",
     layout=Layout((Stage("B", "transformer_blocks", "blocks", "num_layers"),), (Kind("", "{}", answers=2),))))
 
 # %% ../nbs/00_families.ipynb #efa926fb
 add(replace(FAMILIES["wan-t2v"], name="tiny-wan-t2v", title="Wan 2.1 in small, for tests (no weights)", config=dict(
     num_attention_heads=2, attention_head_dim=12, ffn_dim=32, num_layers=30, in_channels=4, out_channels=4, text_dim=12, freq_dim=16,
-    image_dim=None), latent=(3, 4, 4, 6), tokens=(5, 12), hub=""))
+    image_dim=None), latent=(3, 4, 4, 6), tokens=(5, 12), hub="", licence=""))
 
 add(replace(FAMILIES["cogvideox-2b"], name="tiny-cogvideox-2b", title="CogVideoX in small, for tests (no weights)", config=dict(
     num_attention_heads=2, attention_head_dim=16, num_layers=30, in_channels=4, out_channels=4, text_embed_dim=12, time_embed_dim=16,
     max_text_seq_length=5, sample_width=6, sample_height=4, sample_frames=9, use_rotary_positional_embeddings=False),
-    latent=(3, 4, 4, 6), tokens=(5, 12), hub=""))
+    latent=(3, 4, 4, 6), tokens=(5, 12), hub="", licence=""))

@@ -15,7 +15,7 @@ from einops import rearrange, repeat
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from .core import BadInput, choose, samples
+from .core import BadInput, choose, samples, some
 from .families import (FAMILIES, SIGMA_MAX, Family, Preconditioning, family_of, folder_config, network_folder,
                              network_inputs, skeleton)
 
@@ -130,10 +130,13 @@ def load_part(
     cls: type,  # a diffusers model class
     folder,  # what `save_pretrained` wrote
 ) -> nn.Module:  # in evaluation mode, float32
-    "`cls.from_pretrained(folder)` in float32; raises `BadInput` for missing or damaged weights."
-    try: return cls.from_pretrained(folder, torch_dtype=torch.float32, use_safetensors=True).eval().requires_grad_(False)
+    "`cls.from_pretrained(folder)` in float32; raises `BadInput` for damaged weights, or others than the class has."
+    try: part, found = cls.from_pretrained(folder, torch_dtype=torch.float32, use_safetensors=True, output_loading_info=True)
     except Exception as e:
         raise BadInput(f"the weights in {folder} cannot be read: {type(e).__name__}: {str(e).splitlines()[0]}") from e
+    wrong = [f"{what}: {some(names)}" for what in ("missing", "unexpected") if (names := found[f"{what}_keys"])]
+    if wrong: raise BadInput(f"the weights in {folder} are not those of a {cls.__name__}; {'; '.join(wrong)}")
+    return part.eval().requires_grad_(False)
 
 def _root(model: str) -> Path:
     "The folder that holds a model's weights: its own, or that of a bundled family."
