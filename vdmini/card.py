@@ -42,7 +42,7 @@ def _counts(whole: nn.Module, student: nn.Module) -> str:  # a table in Markdown
     rows = [f"| {name} | {n / 1e6:.6f} M | {left.get(name, 0) / 1e6:.6f} M |" for name, n in stage_params(whole).items()]
     return "\n".join(["| parameters | whole | student |", "| --- | ---: | ---: |", *rows])
 
-# %% ../nbs/02b_card.ipynb #14fc12de
+# %% ../nbs/02b_card.ipynb #f2ca5e62
 HERE = "path/to/this/student"  # stands in a card until the student has a place on the hub
 PAPER = "[VDMini](https://arxiv.org/abs/2411.18375)"
 
@@ -55,7 +55,8 @@ def component(
 def _head(base: str, licence: str) -> str:  # YAML
     kind, _, own = licence.partition("/")
     facts = dict(license_name=own, license_link=f"https://huggingface.co/{base}") if own else {}
-    return ModelCardData(license=kind or None, base_model=base or None, library_name="diffusers", tags=["vdmini", "pruning", "video"], **facts).to_yaml()
+    return ModelCardData(license=kind or None, base_model=base or None, library_name="diffusers", tags=["vdmini", "pruning", "video"],
+                         **facts).to_yaml()
 
 def _loading(student: nn.Module, family: Family, base: str) -> str:  # Python
     cls, part = type(student), component(family)
@@ -111,7 +112,7 @@ The plan is in `plan.json`, if it lies beside this file.
 {terms}
 """
 
-# %% ../nbs/02b_card.ipynb #0e2cd55e
+# %% ../nbs/02b_card.ipynb #650e09c4
 FILES = ("config.json", "diffusion_pytorch_model*.safetensors*", "README.md", "plan.json")  # what belongs to a student
 
 def put_card(
@@ -140,7 +141,7 @@ def push(
         folder = hold if isinstance(student, nn.Module) else student
         network = student if isinstance(student, nn.Module) else skeleton(folder)
         if folder is hold: student.save_pretrained(folder)
-        put_card(network, folder, repo_id)
         repo = create_repo(repo_id, private=private, token=token, exist_ok=True).repo_id
+        put_card(network, folder, repo)
         return upload_folder(repo_id=repo, folder_path=folder, token=token, commit_message=commit_message, create_pr=create_pr,
                              allow_patterns=[*FILES])

@@ -60,7 +60,7 @@ def write_weights(
         index = dict(metadata=split.metadata, weight_map=split.tensor_to_filename)
         index_of(folder).write_text(json.dumps(index, indent=2, sort_keys=True), encoding="utf-8")
 
-# %% ../nbs/02d_export.ipynb #006a6429
+# %% ../nbs/02d_export.ipynb #45c84aac
 def check_out(
     out,  # the student's folder to be
     checkpoint: Checkpoint,
@@ -68,9 +68,11 @@ def check_out(
     "Raise `BadInput` for a folder in which something else lies, or the checkpoint itself."
     out = Path(out)
     if out.exists() and not out.is_dir(): raise BadInput(f"cannot write {out}: it is a file; expected a folder, or nothing")
-    strange = [p.name for p in out.glob("*") if p.is_dir() or not any(p.match(f) for f in FILES)]
-    if strange: raise BadInput(f"cannot write {out}: it holds other things than a student: {some(strange)}")
-    if out.resolve() in {f.resolve().parent for f in checkpoint.files.values()}: raise BadInput(f"cannot write {out}: it is what is to be cut")
+    if out.resolve() in {f.resolve().parent for f in checkpoint.files.values()}:
+        raise BadInput(f"cannot write {out}: it is what is to be cut")
+    there = {p.name: not p.is_dir() and any(p.match(f) for f in FILES) for p in out.glob("*")}
+    strange = [n for n, ours in there.items() if not ours or "plan.json" not in there]
+    if strange: raise BadInput(f"cannot write {out}: it holds other things than a student and its plan: {some(strange)}")
 
 def _room(folder: Path, need: int) -> None:
     free = shutil.disk_usage(folder).free
@@ -94,7 +96,7 @@ def cut_checkpoint(
     number = _number_of(student, dtype)
     like = {n: checkpoint.stored[old[n]] for n in student.state_dict()}
     like = {n: t.to(number(n, t)) for n, t in like.items()}
-    def tensors(names): return ((n, t.to(like[n].dtype)) for n, (_, t) in zip(names, checkpoint.tensors(old[n] for n in names)))
+    read = lambda names: ((n, t.to(like[n].dtype)) for n, (_, t) in zip(names, checkpoint.tensors(old[n] for n in names)))
     nn.Module.to(student, Counter(t.dtype for t in like.values()).most_common(1)[0][0])
     try:
         with write_whole(out) as folder:
@@ -103,7 +105,7 @@ def cut_checkpoint(
             student.save_config(folder)
             plan.save(folder / "plan.json")
             put_card(student, folder, whole=checkpoint.network, **facts)
-            write_weights(folder, like, tensors, max_shard_size)
+            write_weights(folder, like, read, max_shard_size)
     except OSError as e: raise BadInput(f"cannot write {out}: {e.strerror or e}") from e
     return student
 

@@ -134,8 +134,10 @@ def load_part(
     try: part, found = cls.from_pretrained(folder, torch_dtype=torch.float32, use_safetensors=True, output_loading_info=True)
     except Exception as e:
         raise BadInput(f"the weights in {folder} cannot be read: {type(e).__name__}: {str(e).splitlines()[0]}") from e
-    wrong = [f"{what}: {some(names)}" for what in ("missing", "unexpected") if (names := found[f"{what}_keys"])]
-    if wrong: raise BadInput(f"the weights in {folder} are not those of a {cls.__name__}; {'; '.join(wrong)}")
+    left = {n for n, t in part.state_dict().items() if t.is_meta}  # of weights in several files nothing else is said
+    wrong = dict(missing=left.union(found["missing_keys"]), surplus=found["unexpected_keys"])
+    if any(wrong.values()): raise BadInput(f"the weights in {folder} are not those of a {cls.__name__}; "
+                                           f"{'; '.join(f'{what}: {some(names)}' for what, names in wrong.items() if names)}")
     return part.eval().requires_grad_(False)
 
 def _root(model: str) -> Path:
