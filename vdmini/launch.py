@@ -27,7 +27,7 @@ from .recipe import TrainConfig
 from .runs import at_work, checkpoints, read_log
 from .surgery import Plan
 from .sweep import Material
-from .teachers import load_teacher
+from .teachers import load_network, load_teacher
 
 # %% ../nbs/10b_launch.ipynb #b54b2f1f
 COMMAND = "import json, sys; from vdmini.train import vdmini_train; vdmini_train(**json.loads(sys.argv[1]))"
@@ -183,5 +183,5 @@ def sample_clips(
     if not found: raise BadInput(f"{run.folder} has no checkpoint yet")
     facts = json.loads((run.folder / "run.json").read_text())
     teacher = load_teacher(facts["model"])
-    models = {"teacher": teacher, f"student, {found[0].parent.name}": replace(teacher, network=load_teacher(str(found[0])).network)}
-    return {name: t.generate(material.clips[:, 0], material.motion, seed) for name, t in models.items()}
+    models = {"teacher": teacher, f"student, {found[0].parent.name}": replace(teacher, network=load_network(str(found[0])))}
+    return {name: t.answer(material.request, seed) for name, t in models.items()}
