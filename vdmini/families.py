@@ -73,7 +73,7 @@ add(replace(FAMILIES["svd"], name="tiny-svd", title="tiny-svd (bundled, trained 
 
 add(replace(FAMILIES["svd"], name="tiny-svd-clip", title="SVD in small, told by an image encoder, for tests (no weights)", config=dict(
     num_frames=3, block_out_channels=(32, 32, 32, 32), num_attention_heads=(1, 2, 4, 4), cross_attention_dim=12, addition_time_embed_dim=8,
-    projection_class_embeddings_input_dim=24), latent=(3, 4, 8, 16), tokens=(1, 12), hub="", longest=0,
+    projection_class_embeddings_input_dim=24), latent=(3, 4, 8, 8), tokens=(1, 12), hub="", longest=0,
     sampler=replace(SVD, vae=TEMPORAL_VAE | dict(layers_per_block=1, block_out_channels=(32, 32, 32, 32)))))
 
 # %% ../nbs/00_families.ipynb #dbc68653
