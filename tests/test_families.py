@@ -22,14 +22,16 @@ from vdmini.teachers import load_network
 BIN = Path(sys.executable).parent
 FULL = {  # parameters
     "svd": 1_524_623_082,
+    "t2v-turbo-v2": 1_413_653_060,
     "svd-vae": 63_579_183,
     "hunyuan-video": 12_821_012_544,
     "wan-t2v": 1_418_996_800,
     "cogvideox-2b": 1_693_783_872,
 }
-STUDENTS = {"svd": 939_884_186, "hunyuan-video": 8_403_260_480}
+STUDENTS = {"svd": 939_884_186, "t2v-turbo-v2": 817_019_780, "hunyuan-video": 8_403_260_480}
 CLIPS = {  # frames, height, width
     "svd": (14, 576, 1024),
+    "t2v-turbo-v2": (16, 320, 512),
     "svd-vae": (14, 576, 1024),
     "hunyuan-video": (129, 720, 1280),
     "wan-t2v": (81, 480, 832),
@@ -39,13 +41,18 @@ TINY = [name for name in FAMILIES if name.startswith("tiny-")]
 LEFT_OUT = {
     "tiny-svd": "D.1.R.1 D.1.A.1 U.2.R.1 U.2.A.1 M",
     "tiny-svd-clip": "D.1.R.1 D.1.A.1 U.2.R.1 U.2.A.1 M",
+    "tiny-t2v-turbo-v2": "D.0.R.0 D.0.A.0 D.0.R.1.RB-S U.3.R.2 U.3.A.2 M U.1.R.0.RB-T",
     "tiny-svd-vae": "Mid.A.0 Mid.R.1 Up.1.R.2.RB-T Up.2.R.0 Up.3.R.1",
     "tiny-hunyuan-video": "DS.03 DS.04 SS.00 SS.39",
     "tiny-wan-t2v": "B.00 B.07 B.29",
     "tiny-cogvideox-2b": "B.00 B.07 B.29",
 }
 
+UNETS = [name for name in TINY if FAMILIES[name].layout.skips]
+HALVES = "D.0.A.0 D.1.R.0 D.2.R.1.RB-S D.3.R.0.RB-T M.A.0 M.R.1.RB-S U.0.R.1.RB-S U.1.A.2.AB-S U.2.R.0 U.3.A.1.AB-T"
+
 each_tiny = pytest.mark.parametrize("name", TINY)
+each_unet = pytest.mark.parametrize("name", UNETS)
 
 
 def count(network):
@@ -58,6 +65,14 @@ def output(network, family):
     return getattr(out, "sample", out)
 
 
+def awake(network):
+    "A network in which every block does something: weights that begin at zero, as those of temporal convolutions, do not."
+    for p in network.parameters():
+        if p.ndim > 1 and not p.any():
+            torch.nn.init.normal_(p, std=0.02)
+    return network
+
+
 @pytest.fixture(scope="module")
 def tiny():
     "A function: the random network of a family, always the same one."
@@ -67,7 +82,7 @@ def tiny():
         torch.manual_seed(0)
         family = FAMILIES[name]
         if name not in made:
-            made[name] = family.network_class(**family.config).eval().requires_grad_(False)
+            made[name] = awake(family.network_class(**family.config)).eval().requires_grad_(False)
         return made[name]
 
     return network
@@ -114,15 +129,23 @@ def test_bypass_leaves_no_trace(name, tiny):
     assert torch.equal(output(network, family), before)
 
 
-@pytest.mark.parametrize("name", [n for n in TINY if not FAMILIES[n].layout.skips])  # a U-Net's student loses skips, too
+@each_tiny
 def test_student_computes_what_the_bypassed_teacher_computes(name, tiny):
     network, family = tiny(name), FAMILIES[name]
-    plan = Plan.dropping(name, *LEFT_OUT[name].split())
-    student = make_student(network, plan)
+    alone = HALVES if family.layout.skips else LEFT_OUT[name]  # where a pair goes, a U-Net loses its skip, too
+    plan = Plan.dropping(name, *alone.split())
+    student = make_student(network, plan).requires_grad_(False)  # where weights want gradients, convolutions round otherwise
     with ablated(network, *plan.dropped):
         assert torch.equal(output(student, family), output(network, family))
     assert dropped_from(student) == plan.dropped
     assert [b.name for b in blocks(student)] == [b.name for b in blocks(network) if b.name not in plan.dropped]
+
+
+@each_unet
+@pytest.mark.parametrize("plan", ["U.2.R.1 U.2.A.1", "D.1.R.1 D.1.A.1 U.2.R.1.RB-S", "U.1"])
+def test_skips_that_do_not_meet(name, plan, tiny):
+    with pytest.raises(BadInput, match="the plan does not fit together: (U|[1-3] skip)"):
+        make_student(tiny(name), Plan.dropping(name, *plan.split()))
 
 
 @each_tiny
@@ -189,13 +212,13 @@ def test_every_block_has_its_place_on_the_map(name):
         assert all(apart)
 
 
-@pytest.mark.parametrize("name", [n for n in TINY if not FAMILIES[n].layout.skips])
+@each_tiny
 def test_a_budget_is_what_the_student_costs(name, tiny):
     network, family = tiny(name), FAMILIES[name]
     budget = Budget(name, cost(network, network_inputs(family), count_only=True))
     plan = Plan.dropping(name, *LEFT_OUT[name].split())
     assert budget(plan).params == pytest.approx(count(make_student(network, plan)))
-    # any plan can be cut where nothing waits for a skip; what is asked for is what comes
+    # what is asked for is what comes, and it can be cut
     names = [b.name for level in levels_of(network) for b in blocks(network, level)]
     table = pd.DataFrame(dict(block=["none", *names], metric="m", value=range(len(names) + 1)))
     found = find_plan(budget, table, "m", params=0.8 * budget.total.params)

@@ -4,6 +4,8 @@ from dataclasses import replace
 
 import pytest
 import torch
+from diffusers import PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from safetensors.torch import save_file
 
 from vdmini.core import BadInput
 from vdmini.detectors import Detector
@@ -11,6 +13,7 @@ from vdmini.families import FAMILIES, SIGMA_MAX, clip_size
 from vdmini.plan import Plan, ablated
 from vdmini.surgery import make_student
 from vdmini.sweep import Material, sweep
+from vdmini.t2v import T2VTurboUNet, guidance_embedding, official_keys
 from vdmini.teachers import load_teacher, random_teacher
 
 RANDOM = [n for n in FAMILIES if n.startswith("tiny-") and not FAMILIES[n].bundled]
@@ -163,11 +166,11 @@ def test_parts_that_are_missing_are_named(folder, tmp_path):
     assert "\n" not in str(e.value)
 
 
-@pytest.mark.parametrize("model", ["svd", "somebody/some-model"])
+@pytest.mark.parametrize("model", ["svd", "somebody/some-model", "t2v-turbo-v2"])
 def test_offline_and_absent(model, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(
-        BadInput, match="model_index.json and the weights of .* are not on this machine.*hf download .*--local-dir DIR"
+        BadInput, match="(model_index.json and the weights|unet_mg.pt) of .* on this machine.*hf download .*--local-dir DIR"
     ):
         load_teacher(model)
 
@@ -185,26 +188,97 @@ def test_text_encoders_are_asked(teacher, tmp_path):
     assert torch.equal(load_teacher(tmp_path / "p").answer(material(t.family).request, steps=2), clips)
 
 
-def text_encoders(t):
-    "A language model, CLIP, and tokenizers that know single characters."
+def test_an_official_checkpoint_borrows_the_rest(teacher, tmp_path, monkeypatch):
+    "T2V-Turbo's file holds the network alone; VAE and text encoder come from a Stable Diffusion folder."
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    t = teacher("tiny-t2v-turbo-v2")
+    names = official_keys(t.network)
+    save_file({names[k]: w.clone() for k, w in t.network.state_dict().items()}, tmp_path / "unet.safetensors")
+    whole = T2VTurboUNet.__init__
+    monkeypatch.setattr(T2VTurboUNet, "__init__", lambda self, **config: whole(self, **t.family.config | config))
+    letters = tokenizer()
+    text = CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(letters),
+            hidden_size=12,
+            intermediate_size=16,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            eos_token_id=1,
+        )
+    )
+    unet = UNet2DConditionModel(
+        block_out_channels=(32,), down_block_types=("DownBlock2D",), up_block_types=("UpBlock2D",), cross_attention_dim=12
+    )
+    image = StableDiffusionPipeline(
+        t.vae,
+        text.eval(),
+        letters,
+        unet,
+        PNDMScheduler(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    image.save_pretrained(tmp_path / "sd")
+    found = load_teacher(tmp_path / "unet.safetensors", base=str(tmp_path / "sd"))
+    assert found.family == t.family and type(found.pipeline.scheduler).__name__ == "LCMScheduler"
+    request = material(t.family).request
+    told = found.tell(request)["encoder_hidden_states"]
+    assert told.shape == (3, 77, 12) and not torch.equal(told[0], told[1])
+    clips = found.answer(request, **steps(t))
+    assert clips.shape == material(t.family).clips.shape
+    found.pipeline.save_pretrained(tmp_path / "turbo")
+    assert torch.allclose(load_teacher(tmp_path / "turbo").answer(request, **steps(t)), clips, atol=0.02)
+
+
+def test_turbo_against_its_formula(teacher):
+    "Two steps of T2V-Turbo by hand: boundary scalings, fresh noise, motion guidance off below 500."
+    t = teacher("tiny-t2v-turbo-v2")
+    request, noise = material(t.family).request, t.noise(3)
+    told, dice = t.tell(request), [torch.Generator().manual_seed(i) for i in range(3)]
+    alphas = torch.cumprod(1 - torch.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2, 0)
+    x = noise.transpose(1, 2)
+    for s, motion in ((999, 0.05), (499, 0.0)):
+        scales = dict(timestep_cond=guidance_embedding([7.5] * 3), motion_cond=guidance_embedding([motion] * 3))
+        with torch.no_grad():
+            e = t.network(x, s, **told, **scales, fps=8).sample
+        x_0 = (x - (1 - alphas[s]).sqrt() * e) / alphas[s].sqrt()
+        scaled = s * 10
+        c_skip, c_out = 0.25 / (scaled**2 + 0.25), scaled / (scaled**2 + 0.25) ** 0.5
+        x_0 = c_out * x_0 + c_skip * x
+        fresh = torch.stack([torch.randn(x[0].shape, generator=g) for g in dice])
+        x = alphas[499].sqrt() * x_0 + (1 - alphas[499]).sqrt() * fresh
+    by_hand = t.decode(x_0.transpose(1, 2))
+    assert torch.allclose(t.sample(request, told, noise, range(3), steps=2), by_hand, atol=1e-3)
+
+
+def tokenizer():
+    "It knows single characters."
     from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import CLIPTextConfig, CLIPTextModel, LlamaConfig, LlamaModel, PreTrainedTokenizerFast
+    from transformers import PreTrainedTokenizerFast
 
     vocabulary = {c: i for i, c in enumerate(["<pad>", "<eos>", "<unk>", *map(chr, range(32, 127)), "\n"])}
     letters = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     letters.pre_tokenizer = pre_tokenizers.Split("", "isolated")
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=letters, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>", model_max_length=77
-    )
-    n, (_, width), pooled = len(vocabulary), t.family.tokens, t.network.config.pooled_projection_dim
-    sizes = dict(vocab_size=n, intermediate_size=16)
+    marks = dict(pad_token="<pad>", eos_token="<eos>", unk_token="<unk>")
+    return PreTrainedTokenizerFast(tokenizer_object=letters, model_max_length=77, **marks)
+
+
+def text_encoders(t):
+    "A language model, CLIP, and tokenizers that know single characters."
+    from transformers import CLIPTextConfig, CLIPTextModel, LlamaConfig, LlamaModel
+
+    letters, (_, width), pooled = tokenizer(), t.family.tokens, t.network.config.pooled_projection_dim
+    sizes = dict(vocab_size=len(letters), intermediate_size=16)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         llama = LlamaModel(LlamaConfig(hidden_size=width, num_hidden_layers=3, num_attention_heads=2, pad_token_id=0, **sizes))
         clip = CLIPTextModel(
             CLIPTextConfig(hidden_size=pooled, num_hidden_layers=1, num_attention_heads=2, eos_token_id=1, **sizes)
         )
-    return dict(text_encoder=llama.eval(), tokenizer=tokenizer, text_encoder_2=clip.eval(), tokenizer_2=tokenizer)
+    return dict(text_encoder=llama.eval(), tokenizer=letters, text_encoder_2=clip.eval(), tokenizer_2=letters)
 
 
 def test_bad_requests(teacher):

@@ -16,6 +16,8 @@ import torch
 from safetensors.torch import save_file
 
 from vdmini.core import BadInput, samples
+from vdmini.plan import Plan
+from vdmini.surgery import weight_names
 from vdmini.t2v import (
     PROJECTIONS,
     T2VTurboUNet,
@@ -173,9 +175,11 @@ def test_removing_what_vdmini_removes_leaves_its_count():
     whole = meta()
     gone = {f"input_blocks.{i}" for i in (2, 5, 9, 10, 11)} | {"middle_block"} | {f"output_blocks.{i}" for i in (0, 1, 2, 7, 10)}
     keys = official_keys(whole)
-    left = [p.numel() for k, p in whole.named_parameters() if not any(keys[k].startswith(f"{g}.") for g in gone)]
+    left = {k: p.numel() for k, p in whole.named_parameters() if not any(keys[k].startswith(f"{g}.") for g in gone)}
     assert sum(p.numel() for p in whole.parameters()) == 1_413_653_060
-    assert sum(left) == 817_019_780
+    assert sum(left.values()) == 817_019_780
+    plan = Plan.paper("t2v-turbo-v2")
+    assert sorted(weight_names(whole, plan.dropped).values()) == sorted(left)
 
 
 def test_official_blocks_are_modules_of_ours():

@@ -65,6 +65,8 @@ class Family:
     paper_how: str = ""  # where that stands, or why nothing is known
     bundled: str = ""  # folder under data_samples/ with the trained weights, if there is one
     hub: str = ""  # id of the model on the Hugging Face Hub
+    file: str = ""  # the network's file there, where there is no folder as diffusers writes it
+    borrows: str = ""  # id of the pipeline that brings VAE and encoders, where `hub` holds the network alone
     sampler: Any = None  # `sampling.Sampler`: how its clips are made; None: no clips
     factor: int = 8  # how many pixels one latent position covers, per side
     stride: int = 1  # how many frames of the clip each latent frame after the first covers

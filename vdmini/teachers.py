@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['DECODE_CLIPS', 'DTYPES', 'RANDOM', 'Teacher', 'clip_seeds', 'check_motion', 'placement', 'load_part', 'fetched',
-           'root_of', 'dice', 'random_network', 'load_network', 'random_teacher', 'load_parts', 'load_teacher']
+           'fetched_file', 'root_of', 'dice', 'random_network', 'load_network', 'random_teacher', 'load_parts',
+           'load_teacher']
 
 # %% ../nbs/00_teachers.ipynb #4efcd075
 import inspect
@@ -18,6 +19,7 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKLTemporalDecoder, DiffusionPipeline
 from einops import rearrange, repeat
 from fastcore.basics import patch
+from huggingface_hub import hf_hub_download
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
@@ -25,6 +27,7 @@ from .core import BadInput, choose, samples
 from .families import (FAMILIES, SIGMA_MAX, Family, Preconditioning, clip_size, family_of, folder_config, latent_size,
                              network_folder, network_inputs, skeleton)
 from .sampling import Request, assemble
+from .t2v import load_official
 
 
 # %% ../nbs/00_teachers.ipynb #2db0a29a
@@ -286,16 +289,26 @@ def fetched(
         raise BadInput(f"model_index.json and the weights of {hub} are not on this machine, and huggingface.co did not give them "
                        f"({type(e).__name__}); where there is a network: hf download {hub} --local-dir DIR, then name DIR as the model") from e
 
+def fetched_file(
+    hub: str,  # id of a repository on the Hugging Face Hub
+    name: str,  # of a file in it
+) -> Path:  # on this machine
+    "A file from the hub or its cache, downloaded once; raises `BadInput` where it cannot be had."
+    try: return Path(hf_hub_download(hub, name))
+    except Exception as e:
+        raise BadInput(f"{name} of {hub} is not on this machine, and huggingface.co did not give it ({type(e).__name__}); "
+                       f"where there is a network: hf download {hub} {name} --local-dir DIR, then name DIR/{name} as the model") from e
+
 def root_of(
-    model: str,  # a family's name, a folder, or a hub id
+    model: str,  # a family's name, a folder, an official T2V-Turbo checkpoint, or a hub id
 ) -> Path:
-    "The folder that holds a model's weights; raises `BadInput` where there is none."
-    if Path(model).is_dir(): return Path(model)
-    if "/" in model and not model.startswith((".", "/")): return fetched(model)
+    "The folder (or file) that holds a model's weights; raises `BadInput` where there is none."
+    if Path(model).exists(): return Path(model)
+    if "/" in (model := str(model)) and not model.startswith((".", "/")): return fetched(model)
     family = FAMILIES[choose(model, FAMILIES, "model")]
     if family.bundled: return samples(family.bundled)
     if not family.hub: raise BadInput(f"{model} has no weights; with random ones it is called random:{model}")
-    return fetched(family.hub)
+    return fetched_file(family.hub, family.file) if family.file else fetched(family.hub)
 
 RANDOM = "random:"  # before a family's name
 
@@ -317,12 +330,12 @@ def random_network(
     with dice(seed): return family.network_class(**family.config).eval().requires_grad_(False)
 
 def load_network(
-    model: str = "tiny-svd",  # a family's name (random: before it for random weights), a hub id, or a folder with a network or a pipeline
+    model: str = "tiny-svd",  # a family's name (random: before it for random weights), a hub id, a folder with a network or a pipeline, or an official file
 ) -> nn.Module:  # in evaluation mode, float32
     "The prunable network with its weights; raises `BadInput` for an unknown name, another family or damaged weights."
     from vdmini.surgery import network_class
     if (model := str(model)).startswith(RANDOM): return random_network(model.removeprefix(RANDOM))
-    root = root_of(model)
+    if (root := root_of(model)).is_file(): return load_official(root).requires_grad_(False)
     folder = root / "vae" if model in FAMILIES and "clips" in FAMILIES[model].sampler.takes else network_folder(root)
     network = load_part(network_class(folder_config(folder)), folder)
     family_of(network)
@@ -357,7 +370,7 @@ def load_parts(
     return {k: v for k, v in pipe.components.items() if k not in have}
 
 def load_teacher(
-    model: str = "tiny-svd",  # a family's name (random: before it for random weights), a hub id, or a folder with a pipeline or a network
+    model: str = "tiny-svd",  # a family's name (random: before it for random weights), a hub id, a folder, or an official file
     network: nn.Module = None,  # use this network instead of the stored one, e.g. a student
     base: str = None,  # where VAE and encoders come from, if `model` holds nothing but a network; None: the family's own place
 ) -> Teacher:
@@ -372,9 +385,8 @@ def load_teacher(
 
 def _borrowing(family: Family, network: nn.Module, root: Path, base: str) -> Teacher:
     "A network from one place, the rest from another."
-    if not (base or family.bundled or family.hub):
-        raise BadInput(f"{root} holds no VAE, and {family.name} has no place of its own; name its pipeline's folder as base")
-    found = load_teacher(base or (family.name if family.bundled else family.hub), network)
-    if not base or family_of(found.network) == family: return replace(found, source=str(root))
-    raise BadInput(f"{base} is no base for {family.name}")
+    place = base or family.bundled or family.borrows or family.hub
+    if not place: raise BadInput(f"{root} holds no VAE, and {family.name} has no place of its own; name its pipeline's folder as base")
+    if not (root_of(place) / "vae").is_dir(): raise BadInput(f"{place} holds no VAE; expected a folder with a whole pipeline")
+    return replace(load_teacher(place, network), source=str(root))
 
