@@ -55,7 +55,7 @@ class ConsistencyDistillation:
     """Consistency distillation of T2V-Turbo-v2 (VDMini eq. 3), with the noise as the network's estimate.
 
     The solver's step is taken with the teacher's shared forward, told ω and the weight of motion guidance; with a `solver` network
-    by classifier-free guidance, ε + ω(ε − ε_empty), as T2V-Turbo-v2 does with VideoCrafter2, minus λ √(1 − α) · score for motion.
+    by classifier-free guidance, ε + ω(ε − ε_empty), as T2V-Turbo-v2 does with VideoCrafter2, minus λ √(1 − α)·score.
     """
     steps: int = 200  # of the DDIM solver
     w: tuple[float, float] = (5., 15.)  # ω is drawn evenly from here
@@ -164,7 +164,8 @@ class ConsistencyDistillation:
         **_,
     ) -> Tensor:
         "√(d² + c²) − c for each number of f(x_{t_{n+k}}) − f(x̂_{t_n}); raises `BadInput` where the solver lacks what it needs."
-        if x_tea is None and not self.solver: raise BadInput("consistency distillation needs the teacher's estimate, or a solver network; neither came")
+        if x_tea is None and not self.solver:
+            raise BadInput("consistency distillation needs the teacher's estimate, or a solver network; neither came")
         with torch.no_grad():
             x_0, ε = self.guided(x_t, drawn, told, score) if self.solver else self.seen(x_t, x_tea, drawn)
             s = (drawn["t"] - self.k).clamp(min=0)

@@ -121,4 +121,5 @@ def task_of(
 ):
     "The task of a family; raises `BadInput` for one that has none."
     if family.network_class in TASKS: return TASKS[family.network_class](**settings)
-    raise BadInput(f"no task to train {family.name} for; there is one for: {', '.join(n for n, f in FAMILIES.items() if f.network_class in TASKS)}")
+    known = ", ".join(n for n, f in FAMILIES.items() if f.network_class in TASKS)
+    raise BadInput(f"no task to train {family.name} for; there is one for: {known}")
