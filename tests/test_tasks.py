@@ -14,7 +14,7 @@ from torch.autograd import gradcheck
 from vdmini.blocks import blocks
 from vdmini.consistency import ConsistencyDistillation, Fading
 from vdmini.core import BadInput
-from vdmini.families import ATTENTION, FAMILIES, RESIDUAL, UNET, VDMINI_UNET, Family, Kind, Layout, add, network_inputs, skeleton
+from vdmini.families import FAMILIES, Family, network_inputs, skeleton
 from vdmini.judge import MCA, Encoder, Heads, eyes, pictures, pooled
 from vdmini.losses import ICD, Features, pairs
 from vdmini.rewards import CLIPScore, Reward
@@ -25,18 +25,6 @@ from vdmini.teachers import Teacher, load_teacher
 
 SD_NOISE = dict(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
 T2V, FAMILY_NAMES = "tiny-t2v-turbo-v2", ("tiny-svd", "tiny-t2v-turbo-v2", "tiny-hunyuan-video")
-if T2V not in FAMILIES:
-    parts = lambda kind, *paths: replace(
-        kind, path="", answers=0, parts=tuple(Kind(k.name, p) for k, p in zip(kind.parts, paths, strict=True))
-    )
-    kinds = parts(RESIDUAL, "resnets.{}", "temp_convs.{}"), parts(ATTENTION, "attentions.{}", "temp_attentions.{}")
-    sizes = dict(block_out_channels=(16, 32, 64, 64), attention_head_dim=8, cross_attention_dim=12, layers_per_block=2)
-    sizes |= dict(norm_num_groups=8)
-    add(
-        Family(
-            T2V, T2V, T2VTurboUNet, sizes, (3, 4, 8, 16), (5, 12), Layout(UNET, kinds, skips=True), None, paper_drop=VDMINI_UNET
-        )
-    )
 
 
 @cache
