@@ -154,6 +154,14 @@ def settings(self: Teacher,
     return own | changes
 
 @patch
+def sampled(self: Teacher,
+    **changes,  # e.g. steps, guidance
+) -> Teacher:
+    "The same teacher, sampling differently from now on; raises `BadInput` for a setting that the family does not have."
+    sampler = replace(self.family.sampler, settings=self.settings(**changes))
+    return replace(self, family=replace(self.family, sampler=sampler))
+
+@patch
 def tell(self: Teacher,
     request: Request,
 ) -> dict:  # keyword arguments, tensors with one row per clip
@@ -224,10 +232,10 @@ def clip_size(self: Teacher,
 def size_of(self: Teacher,
     request: Request,
 ) -> tuple[int, int, int]:  # frames, height and width in pixels
-    "The size of the clips that a request asks for: that of its frames, where there are any."
+    "The size of the clips that a request asks for: that of its clips or frames, where there are any."
     frames, height, width = clip_size(self.family)
-    if "clips" in self.family.sampler.takes: return (request.clips.shape[1], *request.clips.shape[-2:])
-    return (frames, *(request.frames.shape[-2:] if "frames" in self.family.sampler.takes else (height, width)))
+    if request.clips is not None: return (request.clips.shape[1], *request.clips.shape[-2:])
+    return (frames, *request.frames.shape[-2:]) if request.frames is not None else (frames, height, width)
 
 @patch
 def check(self: Teacher,
