@@ -19,11 +19,14 @@ from vdmini.surgery import Plan
 from vdmini.teachers import load_teacher
 from vdmini.train import train
 
-PLAN = Plan.dropping("tiny-svd", "D.0.R.1", "D.0.A.1", "D.1", "D.2", "D.3", "M", "U.0", "U.1", "U.2", "U.3.R.1", "U.3.A.1")  # little is left
+PLAN = Plan.dropping(
+    "tiny-svd", "D.0.R.1", "D.0.A.1", "D.1", "D.2", "D.3", "M", "U.0", "U.1", "U.2", "U.3.R.1", "U.3.A.1"
+)  # little is left
 CONFIG = TrainConfig.paper("tiny-svd", steps=2, batch=4, accumulation=2, clips=8, mca_from=1, r1=0.1, ema=0.5)
 
-# Runs in both processes. A: the second one is told to leave, then it meets a NaN, then all goes well. B: the weights are shared among
-# the processes (FSDP 2, here on CPUs, which accelerate does not offer by itself); the second one is told to leave, then all goes well.
+# Runs in both processes. A: the second one is told to leave, then it meets a NaN, then all goes well. B: the weights are shared
+# among the processes (FSDP 2, here on CPUs, which accelerate does not offer by itself); the second one is told to leave, then all
+# goes well.
 DISTURBED = """
 import os, signal, sys
 from dataclasses import replace
@@ -59,7 +62,8 @@ room.draw = draw
 start("A")
 
 PartialState._prepare_backend = lambda *_: ("gloo", DistributedType.MULTI_GPU)
-os.environ |= dict(ACCELERATE_USE_FSDP="true", FSDP_VERSION="2", FSDP_AUTO_WRAP_POLICY="TRANSFORMER_BASED_WRAP", ACCELERATE_TORCH_DEVICE="cpu")
+os.environ |= dict(ACCELERATE_USE_FSDP="true", FSDP_VERSION="2", FSDP_AUTO_WRAP_POLICY="TRANSFORMER_BASED_WRAP")
+os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"
 room.draw = leaves
 start("B")
 room.draw = draw
@@ -100,7 +104,18 @@ def test_disturbed_in_the_second_process(one, tmp_path):
     PLAN.save(plan)
     recipe.write_text(json.dumps(json.loads((one / "run.json").read_text())["config"]))
     script.write_text(DISTURBED)
-    started = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", script, recipe, plan, f"{tmp_path}/"]
+    started = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node",
+        "2",
+        script,
+        recipe,
+        plan,
+        f"{tmp_path}/",
+    ]
     done = subprocess.run(started, capture_output=True, text=True, timeout=300, env=os.environ | {"OMP_NUM_THREADS": "1"})
     said = [line.split(" ", 2) for line in done.stdout.splitlines()]
     heard = {key: [text for *k, text in said if k == key.split()] for key in ("A 0", "A 1", "B 0", "B 1")}

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from .blocks import LEVELS, blocks, levels_of, module_of
-from .clips import windows
+from .captions import footage
 from .core import BadInput, choose, command, out_dir, save_table, write_whole
 from .detectors import Detector, load_detector
 from .metrics import content_drift, flow, frechet, interval, motion_drift, motion_of, resamples
@@ -41,6 +41,7 @@ class Material:
     motion: Tensor  # [n 2] indices of direction and speed
     factors: Tensor | None  # [n 4] true factors, where they are known
     source: dict = field(default_factory=dict)  # where the clips come from, JSON-able
+    captions: list[str] | None = None  # [n] what is said of them, "" where nothing is; None: nothing is of any
 
 def world_material(
     n: int,  # clips
@@ -52,14 +53,16 @@ def world_material(
 
 def folder_material(
     teacher: Teacher,
-    folder,  # of videos, or one video
+    folder,  # of videos, one video, or webdataset shards
     n: int | None = None,  # at most so many clips, the first window of every file before any second one; None: all
 ) -> Material:
-    "Windows of the videos in a folder at the teacher's size; raises `BadInput` where there is none."
+    "Windows of the videos in a folder at the teacher's size, with their captions; raises `BadInput` where there is none."
     f, _, h, w = teacher.family.latent
-    found = windows(folder, f, (h * teacher.factor, w * teacher.factor), limit=n)
-    source = dict(folder=str(folder), files=sorted(set(found.sources.file.astype(str))), skipped=[[str(p), why] for p, why in found.skipped])
-    return Material(found.clips, motion_of(found.clips), None, source)
+    skipped = []
+    found = [*footage(folder, f, (h * teacher.factor, w * teacher.factor), n, skipped)]
+    clips, captions = torch.cat([o.clips for o in found]), [o.caption or "" for o in found for _ in o.clips]
+    source = dict(folder=str(folder), files=sorted({o.file for o in found}), skipped=[[str(p), why] for p, why in skipped])
+    return Material(clips, motion_of(clips), None, source, captions if any(captions) else None)
 
 # %% ../nbs/05_sweep.ipynb #013305a2
 class Replay:

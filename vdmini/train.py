@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
 from .blocks import blocks, module_of
-from .core import BadInput, command, write_whole
+from .core import BadInput, choose, command, write_whole
 from .judge import MCA, Encoder, Heads
 from .losses import ICD, Features, pairs
 from .processes import (accelerator_of, anywhere, as_in, average_gradients, clipped, first, load_moments, load_weights, mean,
@@ -34,7 +34,7 @@ from .runs import (Console, Log, Stopped, alone, asked_to_leave, checkpoints, cl
 from .surgery import Plan, make_student
 from .sweep import weights_hash
 from .teachers import Teacher, load_teacher
-from .trackers import Tracker
+from .trackers import TRACKERS, Tracker
 
 # %% ../nbs/10_train.ipynb #db198084
 @dataclass
@@ -148,7 +148,6 @@ def bench_of(
     called, optimiser_d = a.prepare_model(heads, evaluation_mode=True), a.prepare_optimizer(optimisers[1])
     return Bench(config, teacher, net, heads, (optimiser, optimiser_d), a, student, MCA(called, config.r1))
 
-
 # %% ../nbs/10_train.ipynb #a528d369
 def averaged(
     bench: Bench,
@@ -194,7 +193,6 @@ def resume(
         raise BadInput(f"the checkpoint {found[-1]} cannot be read ({str(e).splitlines()[0]}); remove it to go on from the one before") from e
     return bench
 
-
 # %% ../nbs/10_train.ipynb #0ecaa640
 def train(
     config: TrainConfig,
@@ -211,7 +209,7 @@ def train(
     out, a = Path(out), accelerator_of(config.precision, config.accumulation)
     with one_voice(a), asked_to_leave() as leave:
         facts = together(a, lambda: _facts(config, teacher, plan, data))
-        together(a, lambda: _shared(config, a.num_processes))
+        together(a, lambda: _possible(config, a.num_processes, tracker))
         with _held(a, out, facts):
             bench = bench_of(config, teacher, plan, a)
             make = lambda: encoded(teacher, data, config.clips, latents or out / "latents.safetensors", progress=progress)
@@ -236,7 +234,8 @@ def _held(a: Accelerator, out: Path, facts: dict):
             raise
         except (OSError, SafetensorError) as e: raise Stopped(f"{e}; the last checkpoint in {out} is as it was") from e
 
-def _shared(config: TrainConfig, processes: int) -> None:
+def _possible(config: TrainConfig, processes: int, tracker: str | None) -> None:
+    if tracker: choose(tracker, TRACKERS, "tracker")
     if (part := config.batch // config.accumulation) % processes:
         raise BadInput(f"{processes} processes cannot share {part} clips equally: a batch of {config.batch} in {config.accumulation} parts")
 
@@ -268,7 +267,6 @@ def _loop(bench: Bench, corpus: Corpus, out: Path, leave: Callable, listeners: t
         if bench.step % bench.config.save_every == 0: save(bench, out)
     save(bench, out)
     for listen in listeners: getattr(listen, "close", lambda: None)()
-
 
 # %% ../nbs/10_train.ipynb #318c0249
 @command
