@@ -24,15 +24,15 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from .blocks import LEVELS, blocks, levels_of, module_of
-from .clips import windows
+from .captions import footage, need_captions
 from .core import BadInput, choose, command, out_dir, save_table, write_whole
 from .detectors import Detector, load_detector
 from .metrics import content_drift, flow, frechet, interval, motion_drift, motion_of, resamples
-from .families import SIGMA_MAX, clip_size
+from .families import SIGMA_MAX, clip_size, latent_size
 from .plan import ablated
 from .sampling import Request
 from .surgery import dropped_from
-from .teachers import Teacher, clip_seeds, load_teacher
+from .teachers import Teacher, clip_seeds, load_teacher, placement
 from .world import FACTORS, World
 
 # %% ../nbs/05_sweep.ipynb #18f72b54
@@ -43,7 +43,7 @@ class Material:
     motion: Tensor  # [n 2] indices of direction and speed
     factors: Tensor | None  # [n 4] true factors, where they are known
     source: dict = field(default_factory=dict)  # where the clips come from, JSON-able
-    captions: list[str] | None = None  # one per clip, where there are any
+    captions: list[str] | None = None  # [n] what is said of them, "" where nothing is; None: nothing is of any
 
     @property
     def request(self) -> Request:
@@ -60,14 +60,18 @@ def world_material(
 
 def folder_material(
     teacher: Teacher,
-    folder,  # of videos, or one video
+    folder,  # of videos, one video, or webdataset shards
     n: int | None = None,  # at most so many clips, the first window of every file before any second one; None: all
+    size: tuple[int, int, int] = None,  # frames, height and width; None: the family's own
 ) -> Material:
-    "Windows of the videos in a folder at the teacher's size; raises `BadInput` where there is none."
-    f, h, w = clip_size(teacher.family)
-    found = windows(folder, f, (h, w), limit=n)
-    source = dict(folder=str(folder), files=sorted(set(found.sources.file.astype(str))), skipped=[[str(p), why] for p, why in found.skipped])
-    return Material(found.clips, motion_of(found.clips), None, source)
+    "Windows of the videos in a folder, with their captions; raises `BadInput` where there is none, or no text for a model that needs one."
+    if "prompts" in teacher.family.sampler.takes: need_captions(folder)
+    f, h, w = size or clip_size(teacher.family)
+    skipped = []
+    found = [*footage(folder, f, (h, w), n, skipped)]
+    clips, captions = torch.cat([o.clips for o in found]), [o.caption or "" for o in found for _ in o.clips]
+    source = dict(folder=str(folder), files=sorted({o.file for o in found}), skipped=[[str(p), why] for p, why in skipped])
+    return Material(clips, motion_of(clips), None, source, captions if any(captions) else None)
 
 # %% ../nbs/05_sweep.ipynb #013305a2
 class Replay:
@@ -254,19 +258,37 @@ def wide(
     rows = table[table.level == level]
     return rows.pivot(index="block", columns="metric", values="value")[list(rows.metric.unique())].loc[list(rows.block.unique())]
 
+def _material(teacher: Teacher, data: str | None, n: int, seed: int, *size: int) -> Material:
+    "Clips from a folder; without one from the generated world, for the model that was trained on it."
+    own = clip_size(teacher.family)
+    size = tuple(o if s is None else s for s, o in zip(size, own))
+    latent_size(teacher.family, *size)
+    if data: return folder_material(teacher, data, n, size)
+    if "motion" in teacher.family.sampler.takes and size == own: return world_material(n, seed)
+    raise BadInput(f"{teacher.family.name} needs real clips of {size[0]} frames: name a folder of videos with --data")
+
 @command
 def vdmini_sweep(
     model: str,  # a family's name (random: before it for random weights), a hub id, or a folder with a pipeline or a network
-    data: str = None,  # folder of videos; without it, the generated world
+    data: str = None,  # folder of videos or shards; without it, the generated world (for tiny-svd)
     videos: int = 64,  # clips to use
     level: str = "layer",  # stage, layer, sub or all
     out: str = "out/sweep",  # folder for importance.parquet and importance.json; run again to resume
     seed: int = 0,
+    frames: int = None,  # of the clips; without it, as many as the family's own
+    height: int = None,  # of the clips, in pixels; without it, the family's own
+    width: int = None,  # of the clips, in pixels; without it, the family's own
+    steps: int = None,  # of the sampler; without it, the family's own
+    guidance: float = None,  # strength of guidance; without it, the family's own
+    base: str = None,  # where VAE and encoders come from, if MODEL holds nothing but a network
+    device: str = "cpu",  # e.g. cpu or cuda
+    dtype: str = "float32",  # float32, bfloat16 or float16
 ):
     "Leave out one block of MODEL after the other and measure what becomes of its clips."
     out_dir(out)
-    teacher = load_teacher(model)
-    material = folder_material(teacher, data, videos) if data else world_material(videos, seed)
+    place, teacher = placement(device, dtype), load_teacher(model, base=base)
+    teacher = teacher.to(**place).sampled(**{k: v for k, v in dict(steps=steps, guidance=guidance).items() if v is not None})
+    material = _material(teacher, data, videos, seed, frames, height, width)
     skipped = material.source.get("skipped", [])
     if skipped: print(f"{len(skipped)} files skipped: " + "; ".join(f"{name} ({why})" for name, why in skipped))
     table = run_sweep(teacher, material, level, out, seed)
