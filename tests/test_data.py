@@ -74,7 +74,8 @@ def test_tables_that_cannot_be_used(clips):
 
 
 def test_captions_missing_where_a_text_is_needed(teacher, clips):
-    told_by_text = replace(teacher, family=replace(teacher.family, tokens=(77, 64)))
+    told = replace(teacher.family.sampler, takes=("frames", "motion", "prompts"))
+    told_by_text = replace(teacher, family=replace(teacher.family, sampler=told))
     with pytest.raises(
         BadInput, match=r"1 of 3 videos have no caption: c.mp4; expected a .txt beside each, or a table captions.jsonl"
     ):
