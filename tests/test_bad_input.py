@@ -95,5 +95,5 @@ def test_data_without_clips(tmp_path):
 
 def test_wrong_direction_and_frames(tmp_path, teacher):
     assert "nearest" in refused("vdmini_generate", "tiny-svd", "--direction", "NNE", "--out", str(tmp_path / "c.gif"))
-    with pytest.raises(BadInput, match="first frames of shape"):
+    with pytest.raises(BadInput, match="8×8 pixels do not fit tiny-svd; nearest: 8 frames of 32×32"):
         teacher.generate(torch.rand(1, 3, 8, 8), torch.zeros(1, 2, dtype=torch.long))

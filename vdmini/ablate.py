@@ -15,7 +15,7 @@ from .evaluate import evaluate
 from .recipe import TrainConfig, encoded
 from .surgery import Plan, make_student
 from .sweep import world_material
-from .teachers import Teacher, load_teacher
+from .teachers import Teacher, load_network, load_teacher
 from .train import train
 
 # %% ../nbs/11b_ablate.ipynb #a0f73bfa
@@ -42,7 +42,7 @@ def run_arm(
     if not path.exists():
         tuned = train(config, teacher, plan, folder, progress=progress, latents=latents)
         if tuned is None: raise BadInput(f"{arm}, seed {seed} was asked to leave; run again to go on")
-        students = {"cut, not tuned": make_student(teacher.network, plan), "tuned": load_teacher(str(tuned)).network}
+        students = {"cut, not tuned": make_student(teacher.network, plan), "tuned": load_network(str(tuned))}
         table = evaluate(teacher, students, world_material(clips, 7), repeats=0)
         save_table(table.assign(arm=arm, seed=seed), path, **table.attrs)
     return load_table(path)[0]

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SEEKABLE', 'SEEKABLE_CODECS', 'SUFFIXES', 'VideoFacts', 'video_facts', 'fit', 'read_frames', 'read_clip',
-           'write_clip', 'Windows', 'video_files', 'windows']
+           'write_clip', 'Windows', 'listed', 'video_files', 'usable_files', 'choose_windows', 'cut_windows', 'windows']
 
 # %% ../nbs/03_clips.ipynb #6fa9f7ab
 from dataclasses import dataclass
@@ -195,9 +195,12 @@ class Windows:
 
     def __str__(self):
         used = f"{len(self)} clips from {self.sources.file.nunique()} files"
-        return used + (f"; {len(self.skipped)} skipped: {_list(self.skipped)}" if self.skipped else "")
+        return used + (f"; {len(self.skipped)} skipped: {listed(self.skipped)}" if self.skipped else "")
 
-def _list(skipped, most=3):
+def listed(
+    skipped: list[tuple[str, str]],  # (file, reason)
+    most: int = 3,
+) -> str:
     "The first few skipped files and why, in one line."
     more = f"; and {len(skipped) - most} more" if len(skipped) > most else ""
     return "; ".join(f"{file} ({reason})" for file, reason in skipped[:most]) + more
@@ -214,8 +217,13 @@ def video_files(
     return files
 
 # %% ../nbs/03_clips.ipynb #a14048a9
-def _usable(files, span, limit, root):
-    "({file: its frame count}, [(file, reason)]) for at most `limit` usable files."
+def usable_files(
+    files: list[Path],
+    span: int,  # frames that a file must have
+    limit: int | None,  # stop after so many usable files
+    root: Path,  # skipped files are named from here on
+) -> tuple[dict[Path, int], list[tuple[str, str]]]:  # file → its frame count; (file, reason)
+    "Which files are sound and long enough."
     counts, skipped = {}, []
     for file in files:
         if len(counts) == limit: break
@@ -224,6 +232,34 @@ def _usable(files, span, limit, root):
             if counts[file] < span: raise BadInput(f"{file}: too short, {counts.pop(file)} frames of {span}")
         except BadInput as e: skipped.append((str(file.relative_to(root)), str(e).removeprefix(f"{file}: ")))
     return counts, skipped
+
+def choose_windows(
+    path,  # a folder with videos, or one video
+    frames: int,  # frames of a window
+    stride: int = 1,  # take every `stride`-th frame
+    step: int | None = None,  # stored frames from one window's start to the next's; None: no overlap
+    limit: int | None = None,  # at most so many windows, spread over the files
+) -> tuple[dict[Path, list[int]], list[tuple[str, str]]]:  # file → first frames of its windows; (file, reason)
+    "Which windows to cut, the first of every file before any second one; raises `BadInput` if there is none."
+    if min(frames, stride, step or 1, limit or 1) < 1: raise BadInput("frames, stride, step and limit count from 1")
+    path, span = Path(path), (frames - 1) * stride + 1
+    counts, skipped = usable_files(video_files(path), span, limit, path.parent if path.is_file() else path)
+    if not counts: raise BadInput(f"{path}: no usable clip of {span} frames; {listed(skipped)}")
+    turns = sorted((turn, file, start) for file, n in counts.items()
+                   for turn, start in enumerate(range(0, n - span + 1, step or frames * stride)))
+    chosen = {file: [] for file in counts}
+    for _, file, start in turns[:limit]: chosen[file].append(start)
+    return chosen, skipped
+
+def cut_windows(
+    file,  # a video
+    starts: list[int],  # first frames
+    frames: int,  # frames of a window
+    size,  # (height, width) or int, see `fit`
+    stride: int = 1,  # take every `stride`-th frame
+) -> Tensor:  # [n f c h w] in [0, 1]
+    "Windows of one file."
+    return rearrange(read_frames(file, [s + i * stride for s in starts for i in range(frames)], size), "(n f) c h w -> n f c h w", f=frames)
 
 def windows(
     path,  # a folder with videos, or one video
@@ -234,16 +270,9 @@ def windows(
     limit: int | None = None,  # at most so many windows, spread over the files
 ) -> Windows:
     "Cut every sound video into windows; raises `BadInput` if none can be cut."
-    if min(frames, stride, step or 1, limit or 1) < 1: raise BadInput("frames, stride, step and limit count from 1")
-    path, span = Path(path), (frames - 1) * stride + 1
-    root = path.parent if path.is_file() else path
-    counts, skipped = _usable(video_files(path), span, limit, root)
-    if not counts: raise BadInput(f"{path}: no usable clip of {span} frames; {_list(skipped)}")
-    turns = sorted((turn, file, start) for file, n in counts.items()
-                   for turn, start in enumerate(range(0, n - span + 1, step or frames * stride)))
-    chosen = {file: [] for file in counts}
-    for _, file, start in turns[:limit]: chosen[file].append(start)
-    clips = [read_frames(file, [s + i * stride for s in starts for i in range(frames)], size) for file, starts in chosen.items()]
+    chosen, skipped = choose_windows(path, frames, stride, step, limit)
+    root = Path(path).parent if Path(path).is_file() else Path(path)
+    clips = torch.cat([cut_windows(file, starts, frames, size, stride) for file, starts in chosen.items()])
     sources = pd.DataFrame([(str(f.relative_to(root)), s) for f, starts in chosen.items() for s in starts],
                            columns=["file", "start"])
-    return Windows(rearrange(torch.cat(clips), "(n f) c h w -> n f c h w", f=frames), sources, skipped)
+    return Windows(clips, sources, skipped)

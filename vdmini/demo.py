@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pandas as pd
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .blocks import blocks
@@ -20,12 +21,14 @@ from .compare import compare
 from .core import BadInput, choose, command, out_dir, save_table, write_whole
 from .cost import cost
 from .detectors import Detector
+from .families import clip_size, latent_size
 from .pictures import plot_clips, plot_frames
 from .plots import plot_cost, plot_drift, plot_factors, plot_importance
 from .report import Section, write_report
+from .sampling import Request
 from .surgery import Plan, make_student
 from .sweep import Material, default_detector, generate_without, protocol, run_sweep, wide, world_material
-from .teachers import Teacher, load_teacher
+from .teachers import Teacher, load_teacher, placement
 from .world import DIRECTIONS, SPEEDS
 
 # %% ../nbs/13_demo.ipynb #9796dcd5
@@ -36,7 +39,7 @@ def models_of(
     seed: int = 0,
 ) -> dict[str, Tensor]:  # name → clips [n f c h w] in [0, 1]
     "Clips of the whole model and of its student from the same frames and noise, and the first frame repeated."
-    make = lambda t: t.generate(material.clips[:, 0], material.motion, seed)
+    make = lambda t: t.answer(material.request, seed)
     return {"whole model": make(teacher), "VDMini plan, not tuned": make(replace(teacher, network=student)),
             "first frame repeated": material.clips[:, :1].expand_as(material.clips)}
 
@@ -83,7 +86,7 @@ def cost_section(costs: pd.DataFrame) -> Section:
 def frames_section(teacher: Teacher, material: Material, seed: int, k: int = 2) -> Section:
     "Fig. A6: first and last frames without each stage."
     names = [b.name for b in blocks(teacher.network, "stage")]
-    made = dict(generate_without(teacher, material.clips[:k, 0], material.motion[:k], teacher.noise(k, seed), names))
+    made = dict(generate_without(teacher, material.request[:k], names, seed))
     shown = {"real clip": material.clips[:k], "whole model": made.pop("none")} | {f"without {n}": c for n, c in made.items()}
     where = [f"{DIRECTIONS[d]} at {SPEEDS[s]:g} pixels per frame" for d, s in material.motion[:k].tolist()]
     return Section("First and last frames", f"Without each stage in turn. Clip 0 is told to move {where[0]}, clip 1 {where[1]}.",
@@ -137,22 +140,49 @@ def vdmini_demo(
 # %% ../nbs/13_demo.ipynb #9a8ae094
 @command
 def vdmini_generate(
-    model: str,  # a bundled model, or a folder with one, e.g. a student
+    model: str,  # a family's name (random: before it for random weights), a hub id, or a folder with a pipeline or a network
     image: str = None,  # first frame: any picture or video; without it, one of the generated world
-    direction: str = "E",  # E, NE, N, NW, W, SW, S or SE
-    speed: int = 1,  # 1 or 2 pixels per frame
+    prompt: str = None,  # what the clip shall show, where the model takes text
+    direction: str = "E",  # E, NE, N, NW, W, SW, S or SE, where the model is told that
+    speed: int = 1,  # 1 or 2 pixels per frame, where the model is told that
+    frames: int = None,  # of the clip; without it, as many as the family's own
+    height: int = None,  # of the clip, in pixels; without it, the family's own
+    width: int = None,  # of the clip, in pixels; without it, the family's own
+    steps: int = None,  # of the sampler; without it, the family's own
+    guidance: float = None,  # strength of guidance; without it, the family's own
+    base: str = None,  # where VAE and encoders come from, if MODEL holds nothing but a network
+    device: str = "cpu",  # e.g. cpu or cuda
+    dtype: str = "float32",  # float32, bfloat16 or float16
     seed: int = 0,
-    scale: int = 8,  # enlarge the small frames, crisply
+    scale: int = None,  # enlarge the frames so many times, crisply; without it, small ones to about 256 pixels
     out: str = "out/clip.mp4",  # .mp4, .gif or .webp
 ):
     "Generate one clip."
-    teacher = load_teacher(model)
-    motion = torch.tensor([[DIRECTIONS.index(choose(direction, DIRECTIONS, "direction")), _speed(speed)]])
-    side = teacher.family.latent[-1] * teacher.factor
-    first = read_clip(image, frames=1, size=(side, side)) if image else world_material(1, seed).clips[:, 0]
-    write_clip(teacher.generate(first, motion, seed)[0], out, scale=scale)
+    place, teacher = placement(device, dtype), load_teacher(model, base=base)
+    latent_size(teacher.family, frames, height, width)
+    size = tuple(own if n is None else n for n, own in zip((frames, height, width), clip_size(teacher.family)))
+    settings = teacher.settings(**{k: v for k, v in dict(steps=steps, guidance=guidance).items() if v is not None})
+    request = _request(teacher, size, image, prompt, direction, speed, seed)
+    clip = teacher.to(**place).answer(request, seed, size=size, **settings)[0]
+    write_clip(clip, out, scale=scale or max(1, 256 // max(size[1:])))
     print(out)
+
+def _request(teacher: Teacher, size: tuple, image: str, prompt: str, direction: str, speed: int, seed: int) -> Request:
+    "One row of what the family takes; raises `BadInput` for what cannot be made up."
+    takes, (frames, *side) = teacher.family.sampler.takes, size
+    if prompt is not None and "prompts" not in takes: raise BadInput(f"{teacher.family.name} takes no prompt; it takes {' and '.join(takes)}")
+    if image and not {"frames", "clips"} & {*takes}: raise BadInput(f"{teacher.family.name} takes no image; it takes {' and '.join(takes)}")
+    if not image and "clips" in takes: raise BadInput(f"{teacher.family.name} rebuilds a clip: name one with --image")
+    first = read_clip(image, frames=frames if "clips" in takes else 1, size=tuple(side))[None] if image else None
+    given = dict(clips=first, prompts=prompt and (prompt,), motion=torch.tensor([[DIRECTIONS.index(choose(direction, DIRECTIONS, "direction")), _speed(speed)]]),
+                 frames=first[:, 0] if image else _sprite(side, seed))
+    return Request(**{k: v for k, v in given.items() if k in takes})
+
+def _sprite(side: list, seed: int) -> Tensor:
+    "A first frame of the generated world, enlarged to fit."
+    return F.interpolate(world_material(1, seed).clips[:, 0], side, mode="nearest")
 
 def _speed(speed: int) -> int:
     if speed not in SPEEDS: raise BadInput(f"speed {speed}; expected one of {', '.join(f'{s:g}' for s in SPEEDS)}")
     return SPEEDS.index(speed)
+

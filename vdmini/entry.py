@@ -11,6 +11,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Generator, nn
@@ -65,10 +66,13 @@ class Family:
     bundled: str = ""  # folder under data_samples/ with the trained weights, if there is one
     hub: str = ""  # id of the model on the Hugging Face Hub
     licence: str = ""  # of the weights there, as a model card says it: "apache-2.0", or "other/NAME" where they have their own; "" unknown
-    vae_class: type = None  # of the VAE that its clips go through; None: no clips yet
+    file: str = ""  # the network's file there, where there is no folder as diffusers writes it
+    borrows: str = ""  # id of the pipeline that brings VAE and encoders, where `hub` holds the network alone
+    sampler: Any = None  # `sampling.Sampler`: how its clips are made; None: no clips
     factor: int = 8  # how many pixels one latent position covers, per side
     stride: int = 1  # how many frames of the clip each latent frame after the first covers
     multiple: int = 8  # latent height and width must be multiples of it: the network halves them, or cuts them to patches
+    longest: int = 0  # most frames of a clip that it was built for; 0: as many as its own
 
 FAMILIES: dict[str, Family] = {}  # name → family
 
@@ -96,6 +100,7 @@ def skeleton(
     model: str,  # a family's name, or a folder that `save_pretrained` wrote
 ) -> nn.Module:  # on the meta device: structure without weights
     "The network of a family or folder without its weights; raises `BadInput` with the nearest names."
+    model = str(model).removeprefix("random:")
     with torch.device("meta"):
         if Path(model).is_dir():
             from vdmini.surgery import network_class
@@ -151,9 +156,10 @@ def latent_size(
 ) -> tuple[int, int, int, int]:  # frames, channels, height, width of its latent
     "The latent size of a clip; raises `BadInput` with the nearest size that the network takes."
     frames, height, width = size = tuple(own if n is None else n for n, own in zip((frames, height, width), clip_size(family)))
-    step = family.factor * family.multiple
-    near = _nearest(frames, family.stride, 1), _nearest(height, step), _nearest(width, step)
+    step, most = family.factor * family.multiple, family.longest or clip_size(family)[0]
+    near = min(_nearest(frames, family.stride, 1), most), _nearest(height, step), _nearest(width, step)
     if size != near:
         each = f", 1 + a multiple of {family.stride} frames" if family.stride > 1 else ""
-        raise BadInput(f"{_clip(*size)} do not fit {family.name}; nearest: {_clip(*near)} (height × width, multiples of {step}{each})")
+        raise BadInput(f"{_clip(*size)} do not fit {family.name}; nearest: {_clip(*near)} "
+                       f"(height × width, multiples of {step}{each}; at most {most} frames)")
     return (frames - 1) // family.stride + 1, family.latent[1], height // family.factor, width // family.factor

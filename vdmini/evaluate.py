@@ -21,7 +21,7 @@ from .core import BadInput, choose, command, out_dir, samples, save_table
 from .detectors import Detector, load_detector
 from .surgery import Plan, make_student
 from .sweep import Material, default_detector, folder_material, protocol, world_material
-from .teachers import Teacher, family_of, load_teacher
+from .teachers import Teacher, family_of, load_network, load_teacher
 
 # %% ../nbs/11_evaluate.ipynb #9ff9da35
 def published(
@@ -69,7 +69,7 @@ def evaluate(
     for name, network in students.items():
         if family_of(network).name != teacher.family.name:
             raise BadInput(f"{name} is of the family {family_of(network).name}, its teacher of {teacher.family.name}")
-    made = {name: replace(teacher, network=n).generate(material.clips[:, 0], material.motion, seed) for name, n in networks.items()}
+    made = {name: replace(teacher, network=n).answer(material.request, seed) for name, n in networks.items()}
     table = pd.concat([compare(made, material, detector, seed), *_sizes(networks, len(material.clips), seed),
                        *_times(networks, teacher, repeats, seed)], ignore_index=True)
     table.attrs = protocol(teacher, material, detector, seed=seed)
@@ -124,7 +124,7 @@ def vdmini_evaluate(
     "Hold a student of MODEL against its teacher: quality, size and speed, next to what is published."
     folder, teacher = out_dir(out), load_teacher(model)
     path = Path(student) / "student" if (Path(student) / "student").is_dir() else Path(student)
-    tuned = load_teacher(str(path)).network
+    tuned = load_network(str(path))
     cut = make_student(teacher.network, Plan.dropping(teacher.family.name, *tuned.config.get("dropped", ())))
     material = folder_material(teacher, data, videos) if data else world_material(videos, 7)
     table = evaluate(teacher, {"cut, not tuned": cut, "student": tuned}, material, load_detector(detector) if detector else None, seed)

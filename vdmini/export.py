@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['CODES', 'write_safetensors', 'write_weights', 'check_out', 'cut_checkpoint', 'vdmini_prune']
 
-# %% ../nbs/02d_export.ipynb #e9a76ac0
+# %% ../nbs/02d_export.ipynb #7a10e157
 import json, shutil, struct, sys
 from collections import Counter
 from collections.abc import Iterable
@@ -23,6 +23,7 @@ from .core import BadInput, choose, command, some, write_whole
 from .families import FAMILIES, family_of
 from .plan import Plan
 from .surgery import make_student, weight_names
+from .teachers import DTYPES
 
 # %% ../nbs/02d_export.ipynb #40637750
 CODES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.float8_e4m3fn: "F8_E4M3",
@@ -109,7 +110,7 @@ def cut_checkpoint(
     except OSError as e: raise BadInput(f"cannot write {out}: {e.strerror or e}") from e
     return student
 
-# %% ../nbs/02d_export.ipynb #e29b3b98
+# %% ../nbs/02d_export.ipynb #d7bcaadb
 @command
 def vdmini_prune(
     model: str,  # a family's name, a folder with a network or a pipeline, an id on the hub, or one of T2V-Turbo's own files
@@ -119,7 +120,7 @@ def vdmini_prune(
     dtype: str = None,  # float32, bfloat16 or float16; as in the checkpoint if it is not given
 ):
     "Cut MODEL by a plan and save what is left, whole or not at all; nothing is held in memory."
-    number = getattr(torch, choose(dtype, ("float32", "bfloat16", "float16"), "dtype")) if dtype else None
+    number = DTYPES[choose(dtype, DTYPES, "dtype")] if dtype else None
     checkpoint = open_checkpoint(model, variant)
     family = family_of(checkpoint.network)
     base, local = (None, True) if Path(model).exists() or model in FAMILIES else (hub_place(model)[0], False)

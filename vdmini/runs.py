@@ -125,7 +125,7 @@ def read_log(
 def random_states() -> dict:  # what `torch.load(weights_only=True)` can read
     "The state of every source of random numbers in this process."
     kind, keys, *rest = np.random.get_state()
-    return dict(torch=torch.get_rng_state(), cuda=torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    return dict(torch=torch.get_rng_state(), cuda=[torch.cuda.get_rng_state()] if torch.cuda.is_available() else [],  # of the one that is in use
                 numpy=[kind, keys.tolist(), *rest], python=random.getstate())
 
 def restore_random_states(
@@ -134,7 +134,7 @@ def restore_random_states(
     "Put every source of random numbers back; raises `BadInput` where a state is missing."
     try:
         torch.set_rng_state(states["torch"])
-        if torch.cuda.is_available(): torch.cuda.set_rng_state_all(states["cuda"])
+        for state in states["cuda"][:torch.cuda.is_available()]: torch.cuda.set_rng_state(state)
         kind, keys, *rest = states["numpy"]
         np.random.set_state((kind, np.array(keys, dtype=np.uint32), *rest))
         random.setstate(states["python"])

@@ -12,6 +12,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -23,14 +24,15 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from .blocks import LEVELS, blocks, levels_of, module_of
-from .clips import windows
+from .captions import footage, need_captions
 from .core import BadInput, choose, command, out_dir, save_table, write_whole
 from .detectors import Detector, load_detector
 from .metrics import content_drift, flow, frechet, interval, motion_drift, motion_of, resamples
-from .families import SIGMA_MAX
+from .families import SIGMA_MAX, clip_size, latent_size
 from .plan import ablated
+from .sampling import Request
 from .surgery import dropped_from
-from .teachers import Teacher, load_teacher
+from .teachers import Teacher, clip_seeds, load_teacher, placement
 from .world import FACTORS, World
 
 # %% ../nbs/05_sweep.ipynb #18f72b54
@@ -41,6 +43,12 @@ class Material:
     motion: Tensor  # [n 2] indices of direction and speed
     factors: Tensor | None  # [n 4] true factors, where they are known
     source: dict = field(default_factory=dict)  # where the clips come from, JSON-able
+    captions: list[str] | None = None  # [n] what is said of them, "" where nothing is; None: nothing is of any
+
+    @property
+    def request(self) -> Request:
+        "What a teacher is asked for: these clips again."
+        return Request(self.clips[:, 0], self.motion, self.captions and tuple(self.captions), self.clips)
 
 def world_material(
     n: int,  # clips
@@ -52,14 +60,18 @@ def world_material(
 
 def folder_material(
     teacher: Teacher,
-    folder,  # of videos, or one video
+    folder,  # of videos, one video, or webdataset shards
     n: int | None = None,  # at most so many clips, the first window of every file before any second one; None: all
+    size: tuple[int, int, int] = None,  # frames, height and width; None: the family's own
 ) -> Material:
-    "Windows of the videos in a folder at the teacher's size; raises `BadInput` where there is none."
-    f, _, h, w = teacher.family.latent
-    found = windows(folder, f, (h * teacher.factor, w * teacher.factor), limit=n)
-    source = dict(folder=str(folder), files=sorted(set(found.sources.file.astype(str))), skipped=[[str(p), why] for p, why in found.skipped])
-    return Material(found.clips, motion_of(found.clips), None, source)
+    "Windows of the videos in a folder, with their captions; raises `BadInput` where there is none, or no text for a model that needs one."
+    if "prompts" in teacher.family.sampler.takes: need_captions(folder)
+    f, h, w = size or clip_size(teacher.family)
+    skipped = []
+    found = [*footage(folder, f, (h, w), n, skipped)]
+    clips, captions = torch.cat([o.clips for o in found]), [o.caption or "" for o in found for _ in o.clips]
+    source = dict(folder=str(folder), files=sorted({o.file for o in found}), skipped=[[str(p), why] for p, why in skipped])
+    return Material(clips, motion_of(clips), None, source, captions if any(captions) else None)
 
 # %% ../nbs/05_sweep.ipynb #013305a2
 class Replay:
@@ -93,19 +105,20 @@ def first_layer(
 @torch.inference_mode()
 def generate_without(
     teacher: Teacher,
-    first: Tensor,  # [b c h w] first frames in [0, 1]
-    motion: Tensor,  # [b 2] indices of direction and speed
-    noise: Tensor,  # [b f c h w] latents, standard normal
+    request: Request,
     names: list[str],  # block addresses, any level
+    seed: int = 0,
+    start: int = 0,  # place of the first of these clips among all: chance follows from it
+    **settings,  # steps, guidance, …: see `Teacher.settings`
 ) -> Iterator[tuple[str, Tensor]]:  # name ("none" first: the whole model), clips [b f c h w] in [0, 1]
     "The same clips from the whole model and from the model without each block."
-    teacher.check(first, motion)
-    latent = teacher.encode(first[:, None])[:, 0]
-    with Replay(teacher.network) as replay:
+    told, n = teacher.tell(request), len(request)
+    noise, seeds = teacher.noise(start + n, seed, teacher.size_of(request))[start:], clip_seeds(seed, start, n)
+    with Replay(teacher.network) if teacher.family.sampler.single else nullcontext() as replay:
         for name in ["none", *names]:
-            replay.upto = None if name == "none" else first_layer(teacher.network, name)
-            with ablated(teacher.network, *[name] * (name != "none")): clips = teacher.decode(teacher.latents(latent, motion, noise))
-            yield name, clips
+            if replay: replay.upto = None if name == "none" else first_layer(teacher.network, name)
+            with ablated(teacher.network, *[name] * (name != "none")): clips = teacher.sample(request, told, noise, seeds, **settings)
+            yield name, clips.cpu()
 
 def observe(
     generated: Iterator[tuple[str, Tensor]],  # from `generate_without`, the whole model first
@@ -139,7 +152,7 @@ def weights_hash(
 ) -> str:  # 16 hexadecimal digits
     "A hash of all weights, so that a table can say which ones it measured."
     h = hashlib.sha256()
-    for name, t in sorted(network.state_dict().items()): h.update(name.encode() + t.detach().cpu().contiguous().numpy().tobytes())
+    for name, t in sorted(network.state_dict().items()): h.update(name.encode() + t.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return h.hexdigest()[:16]
 
 def protocol(
@@ -151,7 +164,7 @@ def protocol(
     "Everything that a table of importance depends on."
     return dict(model=teacher.family.name, weights=weights_hash(teacher.network), vae=weights_hash(teacher.vae), dropped=list(dropped_from(teacher.network)),
                 detector=detector.name, detector_label=detector.label, clips=list(material.clips.shape), source=material.source,
-                dtype=str(next(teacher.network.parameters()).dtype), device=str(next(teacher.network.parameters()).device), sigma=SIGMA_MAX, steps=1) | more
+                dtype=str(teacher.dtype), device=str(teacher.device), sampling=dict(sigma=SIGMA_MAX, steps=1) if teacher.family.sampler.single else teacher.settings()) | more
 
 # %% ../nbs/05_sweep.ipynb #5680f46a
 def measures(
@@ -180,12 +193,11 @@ def features_of(
     progress: bool = True,
 ) -> dict[str, dict[str, np.ndarray]]:  # name ("none" for the whole model) → features of all clips
     "Generate and observe all clips with each block left out, batch by batch."
-    noise, n = teacher.noise(len(material.clips), seed), len(material.clips)
+    n, request = len(material.clips), material.request
     starts, found = range(0, n, batch), []
     with tqdm(total=len(starts) * (1 + len(names)), desc="sweep", unit="block", disable=not progress) as bar:
         for i in starts:
-            s = slice(i, i + batch)
-            made = lambda: generate_without(teacher, material.clips[s, 0], material.motion[s], noise[s], names)
+            made = lambda: generate_without(teacher, request[i:i + batch], names, seed, i)
             found.append(_keep(parts and parts / f"{i:06d}.npz", lambda: observe(made(), detector, bar.update)))
     return {name: {k: np.concatenate([f[name][k] for f in found]) for k in found[0][name]} for name in ["none", *names]}
 
@@ -246,19 +258,37 @@ def wide(
     rows = table[table.level == level]
     return rows.pivot(index="block", columns="metric", values="value")[list(rows.metric.unique())].loc[list(rows.block.unique())]
 
+def _material(teacher: Teacher, data: str | None, n: int, seed: int, *size: int) -> Material:
+    "Clips from a folder; without one from the generated world, for the model that was trained on it."
+    own = clip_size(teacher.family)
+    size = tuple(o if s is None else s for s, o in zip(size, own))
+    latent_size(teacher.family, *size)
+    if data: return folder_material(teacher, data, n, size)
+    if "motion" in teacher.family.sampler.takes and size == own: return world_material(n, seed)
+    raise BadInput(f"{teacher.family.name} needs real clips of {size[0]} frames: name a folder of videos with --data")
+
 @command
 def vdmini_sweep(
-    model: str,  # a bundled model, or a folder with one
-    data: str = None,  # folder of videos; without it, the generated world
+    model: str,  # a family's name (random: before it for random weights), a hub id, or a folder with a pipeline or a network
+    data: str = None,  # folder of videos or shards; without it, the generated world (for tiny-svd)
     videos: int = 64,  # clips to use
     level: str = "layer",  # stage, layer, sub or all
     out: str = "out/sweep",  # folder for importance.parquet and importance.json; run again to resume
     seed: int = 0,
+    frames: int = None,  # of the clips; without it, as many as the family's own
+    height: int = None,  # of the clips, in pixels; without it, the family's own
+    width: int = None,  # of the clips, in pixels; without it, the family's own
+    steps: int = None,  # of the sampler; without it, the family's own
+    guidance: float = None,  # strength of guidance; without it, the family's own
+    base: str = None,  # where VAE and encoders come from, if MODEL holds nothing but a network
+    device: str = "cpu",  # e.g. cpu or cuda
+    dtype: str = "float32",  # float32, bfloat16 or float16
 ):
     "Leave out one block of MODEL after the other and measure what becomes of its clips."
     out_dir(out)
-    teacher = load_teacher(model)
-    material = folder_material(teacher, data, videos) if data else world_material(videos, seed)
+    place, teacher = placement(device, dtype), load_teacher(model, base=base)
+    teacher = teacher.to(**place).sampled(**{k: v for k, v in dict(steps=steps, guidance=guidance).items() if v is not None})
+    material = _material(teacher, data, videos, seed, frames, height, width)
     skipped = material.source.get("skipped", [])
     if skipped: print(f"{len(skipped)} files skipped: " + "; ".join(f"{name} ({why})" for name, why in skipped))
     table = run_sweep(teacher, material, level, out, seed)

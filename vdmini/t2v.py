@@ -12,7 +12,7 @@ import pickle, re, zipfile
 from pathlib import Path
 
 import torch
-from diffusers import UNet3DConditionModel
+from diffusers import ModelMixin, UNet3DConditionModel  # saved pipelines look for ModelMixin here
 from diffusers.models.embeddings import TimestepEmbedding, get_timestep_embedding
 from safetensors.torch import load_file
 from torch import Tensor, nn

@@ -11,25 +11,30 @@ import json
 import math
 import time
 from collections.abc import Callable
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
-from accelerate.state import AcceleratorState
+from accelerate import Accelerator, PartialState
 from safetensors import SafetensorError
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 
-from .core import BadInput, command, write_whole
+from .blocks import blocks, module_of
+from .core import BadInput, choose, command, write_whole
 from .judge import MCA, Encoder, Heads
 from .losses import ICD, Features, pairs
+from .processes import (accelerator_of, anywhere, as_in, average_gradients, clipped, first, load_moments, load_weights, mean,
+                              one_voice, share, together, whole)
 from .recipe import Corpus, Part, TrainConfig, draw, encoded
 from .runs import (Console, Log, Stopped, alone, asked_to_leave, checkpoints, claim, random_states, restore_random_states,
                          save_checkpoint, sweep_up)
 from .surgery import Plan, make_student
 from .sweep import weights_hash
 from .teachers import Teacher, load_teacher
+from .trackers import TRACKERS, Tracker
 
 # %% ../nbs/10_train.ipynb #db198084
 @dataclass
@@ -106,14 +111,14 @@ def train_step(
     sides = sides[:1 + judged]
     for optimiser, _, lr, name in sides: optimiser.param_groups[0]["lr"] = total[f"lr{name}"] = lr
     for part in batch.split(c.accumulation):
-        with a.accumulate(bench.student, bench.mca.heads):
-            loss, loss_d, terms = losses(bench, part.to(a.device), judged)
-            for k, v in _finite(step, terms).items(): total[k] = total.get(k, 0.) + v / c.accumulation
+        with a.accumulate(bench.student):
+            loss, loss_d, terms = losses(bench, share(a, part).to(a.device), judged)
+            for k, v in _finite(step, mean(a, terms)).items(): total[k] = total.get(k, 0.) + v / c.accumulation
             a.backward(loss)
             if judged: a.backward(loss_d)
             if a.sync_gradients:
-                norms = {f"grad{n}": a.clip_grad_norm_(m.parameters(), c.clip_norm).item() for _, m, _, n in sides}
-                total |= _finite(step, norms)
+                average_gradients(a, bench.heads)
+                total |= _finite(step, {f"grad{n}": clipped(m, c.clip_norm) for _, m, _, n in sides})
             for optimiser, *_ in sides:
                 optimiser.step()
                 optimiser.zero_grad()
@@ -126,11 +131,10 @@ def bench_of(
     config: TrainConfig,
     teacher: Teacher,
     plan: Plan,
+    accelerator: Accelerator = None,  # default: this process alone, or with those it was launched with
 ) -> Bench:
     "Student, judge and optimisers at the start of a run."
-    if AcceleratorState._shared_state: AcceleratorState._reset_state(reset_partial_state=True)  # an earlier run in this process
-    a = Accelerator(mixed_precision=config.precision, gradient_accumulation_steps=config.accumulation)
-    if a.num_processes > 1: raise BadInput(f"{a.num_processes} processes: training on several devices is not there yet; start one")
+    a = accelerator or accelerator_of(config.precision, config.accumulation)
     torch.manual_seed(config.seed)
     for m in (teacher.network, teacher.vae): m.to(a.device).eval().requires_grad_(False)
     net = make_student(teacher.network, plan).requires_grad_(True)
@@ -138,28 +142,37 @@ def bench_of(
     for m in (net, teacher.network): m.enable_gradient_checkpointing() if config.checkpointing else m.disable_gradient_checkpointing()
     adam = partial(torch.optim.AdamW, betas=config.betas, weight_decay=config.weight_decay)
     optimisers = adam(net.parameters(), config.lr), adam(heads.parameters(), config.lr_d)
-    student, called, *optimisers = a.prepare(net, heads, *optimisers)
-    return Bench(config, teacher, net, heads, tuple(optimisers), a, student, MCA(called, config.r1))
+    units = {type(module_of(net, b)).__name__ for b in blocks(net, "layer")}
+    if a.is_fsdp2: a.state.fsdp_plugin.transformer_cls_names_to_wrap = sorted(units)
+    student, optimiser = a.prepare(net, optimisers[0])
+    called, optimiser_d = a.prepare_model(heads, evaluation_mode=True), a.prepare_optimizer(optimisers[1])
+    return Bench(config, teacher, net, heads, (optimiser, optimiser_d), a, student, MCA(called, config.r1))
 
 # %% ../nbs/10_train.ipynb #a528d369
 def averaged(
     bench: Bench,
-) -> nn.Module:  # shares the averaged weights
+) -> nn.Module:  # in a process other than the first without weights, where these lie in pieces
     "The student with its averaged weights."
-    with torch.device("meta"): student = type(bench.net).from_config(bench.net.config)
-    student.load_state_dict(bench.average, assign=True)
+    average, kind = whole(bench.average, keep=bench.accelerator.is_main_process), _kind(bench.net)
+    with torch.device("meta"): student = kind.from_config(bench.net.config)
+    if all(v is not None for v in average.values()): student.load_state_dict(average, assign=True)
     return student
+
+def _kind(net: nn.Module) -> type:
+    "The class of a network, also where FSDP has put its own before it."
+    return next(k for k in type(net).__mro__ if not issubclass(k, FSDPModule))
 
 def save(
     bench: Bench,
     out: Path,  # the run's folder
 ) -> Path:
-    "A checkpoint of a run; raises `Stopped` where the disk does not take it."
+    "A checkpoint of a run, written by the first process; raises `Stopped` where the disk does not take it."
+    a = bench.accelerator
+    student, state = averaged(bench), whole(dict(net=bench.net.state_dict(), optimisers=[o.state_dict() for o in bench.optimisers]), a.is_main_process)
     def write(folder: Path) -> None:
-        averaged(bench).save_pretrained(folder / "student")
-        torch.save(dict(step=bench.step, net=bench.net.state_dict(), heads=bench.heads.state_dict(),
-                        optimisers=[o.state_dict() for o in bench.optimisers], random=random_states()), folder / "state.pt")
-    return save_checkpoint(out, bench.step, write)
+        student.save_pretrained(folder / "student")
+        torch.save(state | dict(step=bench.step, heads=bench.heads.state_dict(), random=random_states()), folder / "state.pt")
+    return together(a, lambda: save_checkpoint(out, bench.step, write), lead=True)
 
 def resume(
     bench: Bench,  # changed in place
@@ -169,10 +182,10 @@ def resume(
     if not (found := checkpoints(out)): return bench
     try:
         held = torch.load(found[-1] / "state.pt", weights_only=True, map_location="cpu")
-        average = type(bench.net).from_pretrained(found[-1] / "student", torch_dtype=torch.float32).state_dict()
-        for module, name in ((bench.net, "net"), (bench.heads, "heads")): module.load_state_dict(held[name])
-        for o, state in zip(bench.optimisers, held["optimisers"], strict=True): o.load_state_dict(state)
-        for k, v in bench.average.items(): v.copy_(average[k])
+        average = _kind(bench.net).from_pretrained(found[-1] / "student", torch_dtype=torch.float32).state_dict()
+        for module, name in ((bench.net, "net"), (bench.heads, "heads")): load_weights(module, held[name])
+        for o, state in zip(bench.optimisers, held["optimisers"], strict=True): load_moments(o, state)
+        for k, v in bench.average.items(): v.copy_(as_in(average[k], v))
         restore_random_states(held["random"])
         bench.step = held["step"]
     except BadInput: raise
@@ -186,29 +199,54 @@ def train(
     teacher: Teacher,
     plan: Plan,
     out,  # the run's folder; run again to go on
-    data: str = None,  # folder of videos; None: the generated world
-    callback: Callable = lambda row: None,  # gets a dict for each step
+    data: str = None,  # folder of videos, or shards; None: the generated world
+    callback: Callable = lambda row: None,  # gets a dict for each step, in the first process
     progress: bool = True,
     latents=None,  # file of encoded clips that `vdmini_encode` wrote; without it the run encodes its own
+    tracker: str = None,  # of `TRACKERS`; no part of what makes a run
 ) -> Path | None:  # the folder of the trained student; None where SIGTERM came first
     "Fine-tune a cut network (VDMini eq. 6); raises `BadInput` for a folder of another run, `Stopped` where it cannot go on."
-    out = claim(out, facts := _facts(config, teacher, plan, data))
-    with alone(out), asked_to_leave() as leave:
-        try:
-            sweep_up(out)
-            bench = bench_of(config, teacher, plan)
-            corpus = encoded(teacher, data, config.clips, latents or out / "latents.safetensors", progress=progress)
-            resume(bench, out)
-            _loop(bench, corpus, out, leave, (Console(config.steps, bench.step, progress), Log(out / "log.jsonl", bench.step), callback))
+    out, a = Path(out), accelerator_of(config.precision, config.accumulation)
+    with one_voice(a), asked_to_leave() as leave:
+        facts = together(a, lambda: _facts(config, teacher, plan, data))
+        together(a, lambda: _possible(config, a.num_processes, tracker))
+        with _held(a, out, facts):
+            bench = bench_of(config, teacher, plan, a)
+            make = lambda: encoded(teacher, data, config.clips, latents or out / "latents.safetensors", progress=progress)
+            made = together(a, make, lead=True)
+            corpus = together(a, lambda: made or make())  # the others read what the first has written
+            together(a, lambda: resume(bench, out))
+            _loop(bench, corpus, out, leave, _listeners(bench, out, progress, tracker, facts, callback) if a.is_main_process else ())
             if bench.step < config.steps: return None
-            with write_whole(out / "student") as folder:
-                averaged(bench).save_pretrained(folder)
-                (folder / "train.json").write_text(json.dumps(facts, indent=1))
+            student = averaged(bench)
+            together(a, lambda: _write(student, out / "student", facts), lead=True)
+    return out / "student"
+
+@contextmanager
+def _held(a: Accelerator, out: Path, facts: dict):
+    "The folder is the run's, and no other process works in it."
+    with ExitStack() as held:
+        together(a, lambda: (claim(out, facts), held.enter_context(alone(out)), sweep_up(out)), lead=True)
+        try: yield
         except BadInput:
-            if not (checkpoints(out) or (out / "latents.safetensors").exists()): (out / "run.json").unlink()  # it never was a run
+            never_was = a.is_main_process and not (checkpoints(out) or (out / "latents.safetensors").exists())
+            if never_was: (out / "run.json").unlink()
             raise
         except (OSError, SafetensorError) as e: raise Stopped(f"{e}; the last checkpoint in {out} is as it was") from e
-    return out / "student"
+
+def _possible(config: TrainConfig, processes: int, tracker: str | None) -> None:
+    if tracker: choose(tracker, TRACKERS, "tracker")
+    if (part := config.batch // config.accumulation) % processes:
+        raise BadInput(f"{processes} processes cannot share {part} clips equally: a batch of {config.batch} in {config.accumulation} parts")
+
+def _listeners(bench: Bench, out: Path, progress: bool, tracker: str | None, facts: dict, callback: Callable) -> tuple:
+    own = (Console(bench.config.steps, bench.step, progress), Log(out / "log.jsonl", bench.step))
+    return own + ((Tracker(tracker, out, facts, bench.step),) if tracker else ()) + (callback,)
+
+def _write(student: nn.Module, path: Path, facts: dict) -> None:
+    with write_whole(path) as folder:
+        student.save_pretrained(folder)
+        (folder / "train.json").write_text(json.dumps(facts, indent=1))
 
 def _facts(config: TrainConfig, teacher: Teacher, plan: Plan, data: str | None) -> dict:
     "All that a run's result depends on; raises `BadInput` where teacher and plan are not fit for it."
@@ -221,20 +259,21 @@ def _facts(config: TrainConfig, teacher: Teacher, plan: Plan, data: str | None) 
                 weights=weights_hash(teacher.network), vae=weights_hash(teacher.vae))
 
 def _loop(bench: Bench, corpus: Corpus, out: Path, leave: Callable, listeners: tuple) -> None:
-    while bench.step < bench.config.steps and not leave():
+    while bench.step < bench.config.steps and not anywhere(bench.accelerator, leave()):
         start = time.perf_counter()
         terms = train_step(bench, draw(bench.config, corpus, bench.step))
         row = dict(step=bench.step, **terms, seconds=time.perf_counter() - start)
         for listen in listeners: listen(row)
         if bench.step % bench.config.save_every == 0: save(bench, out)
     save(bench, out)
+    for listen in listeners: getattr(listen, "close", lambda: None)()
 
 # %% ../nbs/10_train.ipynb #318c0249
 @command
 def vdmini_train(
     model: str,  # a bundled model, or a folder with one
     plan: str = "vdmini",  # a plan's .json file, or "vdmini" for the paper's
-    data: str = None,  # folder of videos; without it, the generated world
+    data: str = None,  # folder of videos, or webdataset shards; without it, the generated world
     latents: str = None,  # file of encoded clips that vdmini_encode wrote; without it the run encodes its own
     out: str = "out/train",  # the run's folder; run again to go on, student/ in it is the result
     config: str = None,  # a recipe's .json file; without it, the family's own
@@ -248,20 +287,22 @@ def vdmini_train(
     mca_from: int = None,  # steps before the judge comes in
     precision: str = None,  # no or bf16
     seed: int = None,
+    tracker: str = None,  # tensorboard, trackio or wandb: the curves go there, too
 ):
     "Fine-tune what a plan leaves of MODEL: task, ICD and MCA losses, checkpoints, EMA."
     given = dict(steps=steps, batch=batch, accumulation=accumulation, lr=lr, lr_d=lr_d, icd=icd, mca=mca, mca_from=mca_from,
                  precision=precision, seed=seed)
     given, teacher = {k: v for k, v in given.items() if v is not None}, load_teacher(model)
     recipe = replace(TrainConfig.load(config), **given) if config else TrainConfig.paper(teacher.family.name, **given)
-    if student := train(recipe, teacher, Plan.load(plan, teacher.family.name), out, data, latents=latents): return print(student)
-    print(f"asked to leave; run again to go on: {out}")
-    raise SystemExit(128 + 15)  # what a shell reports for SIGTERM
+    student = train(recipe, teacher, Plan.load(plan, teacher.family.name), out, data, latents=latents, tracker=tracker)
+    if first(): print(student or f"asked to leave; run again to go on: {out}")
+    if PartialState().num_processes > 1: PartialState().destroy_process_group()  # and leave as if all were well: the launcher takes 143 for a crash
+    elif not student: raise SystemExit(128 + 15)  # what a shell reports for SIGTERM
 
 @command
 def vdmini_encode(
     model: str,  # a bundled model, or a folder with one
-    data: str = None,  # folder of videos; without it, the generated world
+    data: str = None,  # folder of videos, or webdataset shards; without it, the generated world
     clips: int = 1024,  # at most so many
     out: str = "out/latents.safetensors",  # what `vdmini_train --latents` takes
 ):
@@ -269,3 +310,6 @@ def vdmini_encode(
     if Path(out).exists(): raise BadInput(f"{out} is there already; expected a new file, nothing is overwritten")
     found = encoded(load_teacher(model), data, clips, Path(out))
     print(f"{len(found.x_0)} clips as latents {tuple(found.x_0.shape[1:])} -> {out}")
+
+# %% ../nbs/10_train.ipynb #c9735bdb
+if __name__ == "__main__" and "__file__" in globals(): vdmini_train()  # python -m vdmini.train; a notebook has no file
