@@ -13,10 +13,11 @@ from vdmini.blocks import blocks, levels_of, prunable
 from vdmini.budget import Budget, find_plan
 from vdmini.core import BadInput, load_table
 from vdmini.cost import cost, summands, vdmini_cost
+from vdmini.export import vdmini_prune
 from vdmini.families import FAMILIES, clip_size, family_of, network_inputs, skeleton
 from vdmini.plan import Plan, ablated
 from vdmini.plots import execution_order
-from vdmini.surgery import dropped_from, make_student, network_class, vdmini_prune
+from vdmini.surgery import dropped_from, make_student, network_class
 from vdmini.teachers import load_network
 
 BIN = Path(sys.executable).parent

@@ -9,7 +9,7 @@ __all__ = ['DECODE_CLIPS', 'DTYPES', 'RANDOM', 'Teacher', 'clip_seeds', 'check_m
 
 # %% ../nbs/00_teachers.ipynb #4efcd075
 import inspect
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -23,7 +23,7 @@ from huggingface_hub import hf_hub_download
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from .core import BadInput, choose, samples
+from .core import BadInput, choose, samples, some
 from .families import (FAMILIES, SIGMA_MAX, Family, Preconditioning, clip_size, family_of, folder_config, latent_size,
                              network_folder, network_inputs, skeleton)
 from .sampling import Request, assemble
@@ -283,17 +283,24 @@ def load_part(
     cls: type,  # a diffusers model class
     folder,  # what `save_pretrained` wrote
 ) -> nn.Module:  # in evaluation mode, float32
-    "`cls.from_pretrained(folder)` in float32; raises `BadInput` for missing or damaged weights."
-    try: return cls.from_pretrained(folder, torch_dtype=torch.float32, use_safetensors=True).eval().requires_grad_(False)
+    "`cls.from_pretrained(folder)` in float32; raises `BadInput` for damaged weights, or others than the class has."
+    try: part, found = cls.from_pretrained(folder, torch_dtype=torch.float32, use_safetensors=True, output_loading_info=True)
     except Exception as e:
         raise BadInput(f"the weights in {folder} cannot be read: {type(e).__name__}: {str(e).splitlines()[0]}") from e
+    left = {n for n, t in part.state_dict().items() if t.is_meta}  # of weights in several files nothing else is said
+    wrong = dict(missing=left.union(found["missing_keys"]), surplus=found["unexpected_keys"])
+    if any(wrong.values()): raise BadInput(f"the weights in {folder} are not those of a {cls.__name__}; "
+                                           f"{'; '.join(f'{what}: {some(names)}' for what, names in wrong.items() if names)}")
+    return part.eval().requires_grad_(False)
 
 def fetched(
-    hub: str,  # id of a pipeline on the Hugging Face Hub
+    hub: str,  # id of a pipeline or a network on the Hugging Face Hub
 ) -> Path:  # a folder on this machine
-    "A pipeline from the hub or its cache, downloaded once; raises `BadInput` where it cannot be had."
+    "A model from the hub or its cache, downloaded once; raises `BadInput` where it cannot be had."
+    from vdmini.checkpoint import locate
     try: return Path(DiffusionPipeline.download(hub, use_safetensors=True))
     except Exception as e:
+        with suppress(BadInput): return locate(hub)  # no pipeline: a network alone, such as a student
         raise BadInput(f"model_index.json and the weights of {hub} are not on this machine, and huggingface.co did not give them "
                        f"({type(e).__name__}); where there is a network: hf download {hub} --local-dir DIR, then name DIR as the model") from e
 
