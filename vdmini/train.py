@@ -168,7 +168,8 @@ def save(
 ) -> Path:
     "A checkpoint of a run, written by the first process; raises `Stopped` where the disk does not take it."
     a = bench.accelerator
-    student, state = averaged(bench), gathered(dict(net=bench.net.state_dict(), optimisers=[o.state_dict() for o in bench.optimisers]), a.is_main_process)
+    pieces = dict(net=bench.net.state_dict(), optimisers=[o.state_dict() for o in bench.optimisers])
+    student, state = averaged(bench), gathered(pieces, keep=a.is_main_process)
     def write(folder: Path) -> None:
         student.save_pretrained(folder / "student")
         torch.save(state | dict(step=bench.step, heads=bench.heads.state_dict(), random=random_states()), folder / "state.pt")
