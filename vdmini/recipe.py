@@ -188,7 +188,9 @@ def _encode(teacher: Teacher, data: str | None, n: int, batch: int, progress: bo
 
 def _read(path: Path) -> Corpus:
     try:
-        with safe_open(path, "pt") as f: return Corpus(f.get_tensor("x_0"), f.get_tensor("motion"), json.loads((f.metadata() or {}).get("captions", "null")))
+        with safe_open(path, "pt") as f:
+            captions = json.loads((f.metadata() or {}).get("captions", "null"))
+            return Corpus(f.get_tensor("x_0"), f.get_tensor("motion"), captions)
     except (SafetensorError, ValueError, OSError) as e: raise BadInput(f"{path} cannot be read: {e}; remove it to encode again") from e
 
 # %% ../nbs/09d_recipe.ipynb #76618b85

@@ -9,7 +9,7 @@ __all__ = ['DECODE_CLIPS', 'DTYPES', 'RANDOM', 'Teacher', 'clip_seeds', 'check_m
 
 # %% ../nbs/00_teachers.ipynb #4efcd075
 import inspect
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -295,11 +295,13 @@ def load_part(
     return part.eval().requires_grad_(False)
 
 def fetched(
-    hub: str,  # id of a pipeline on the Hugging Face Hub
+    hub: str,  # id of a pipeline or a network on the Hugging Face Hub
 ) -> Path:  # a folder on this machine
-    "A pipeline from the hub or its cache, downloaded once; raises `BadInput` where it cannot be had."
+    "A model from the hub or its cache, downloaded once; raises `BadInput` where it cannot be had."
+    from vdmini.checkpoint import locate
     try: return Path(DiffusionPipeline.download(hub, use_safetensors=True))
     except Exception as e:
+        with suppress(BadInput): return locate(hub)  # no pipeline: a network alone, such as a student
         raise BadInput(f"model_index.json and the weights of {hub} are not on this machine, and huggingface.co did not give them "
                        f"({type(e).__name__}); where there is a network: hf download {hub} --local-dir DIR, then name DIR as the model") from e
 

@@ -26,8 +26,8 @@ from .blocks import blocks, module_of
 from .core import BadInput, choose, command, write_whole
 from .judge import MCA, Encoder, Heads
 from .losses import ICD, Features, pairs
-from .processes import (accelerator_of, anywhere, as_in, average_gradients, clipped, first, load_moments, load_weights, mean,
-                              one_voice, share, together, whole)
+from .processes import (accelerator_of, anywhere, as_in, average_gradients, clipped, first, gathered, load_moments, load_weights, mean,
+                              one_voice, share, together)
 from .recipe import Corpus, Part, TrainConfig, draw, encoded
 from .runs import (Console, Log, Stopped, alone, asked_to_leave, checkpoints, claim, random_states, restore_random_states,
                          save_checkpoint, sweep_up)
@@ -153,7 +153,7 @@ def averaged(
     bench: Bench,
 ) -> nn.Module:  # in a process other than the first without weights, where these lie in pieces
     "The student with its averaged weights."
-    average, kind = whole(bench.average, keep=bench.accelerator.is_main_process), _kind(bench.net)
+    average, kind = gathered(bench.average, keep=bench.accelerator.is_main_process), _kind(bench.net)
     with torch.device("meta"): student = kind.from_config(bench.net.config)
     if all(v is not None for v in average.values()): student.load_state_dict(average, assign=True)
     return student
@@ -168,7 +168,8 @@ def save(
 ) -> Path:
     "A checkpoint of a run, written by the first process; raises `Stopped` where the disk does not take it."
     a = bench.accelerator
-    student, state = averaged(bench), whole(dict(net=bench.net.state_dict(), optimisers=[o.state_dict() for o in bench.optimisers]), a.is_main_process)
+    pieces = dict(net=bench.net.state_dict(), optimisers=[o.state_dict() for o in bench.optimisers])
+    student, state = averaged(bench), gathered(pieces, keep=a.is_main_process)
     def write(folder: Path) -> None:
         student.save_pretrained(folder / "student")
         torch.save(state | dict(step=bench.step, heads=bench.heads.state_dict(), random=random_states()), folder / "state.pt")
