@@ -113,7 +113,10 @@ KILLS = {
     "between checkpoints": (3, ""),
     "at a checkpoint, half written": (-1, "runs._flush = lambda d: die() if 'step-00000004' in str(d) else None"),
     "after a checkpoint appeared, before older ones went": (-1, "runs.shutil = types.SimpleNamespace(rmtree=die)"),
-    "while the clips are encoded": (-1, "import vdmini.recipe as r; r.save_file = lambda x, p: (p.write_bytes(b'half'), die())"),
+    "while the clips are encoded": (
+        -1,
+        "import vdmini.corpus as r; r.save_file = lambda x, p, _: (p.write_bytes(b'half'), die())",
+    ),
     "while the student is written": (-1, "room.json = types.SimpleNamespace(dumps=die)"),
 }
 
@@ -292,10 +295,11 @@ def test_bad_input(tmp_path, capsys):
         assert e.value.code == 2 and len(said) == 1
         return said[0]
 
-    assert "svd is not bundled" in refused("svd")
+    assert "no task to train wan-t2v for; there is one for: svd, " in refused("wan-t2v")
     assert "nearest: tiny-svd" in refused("tinysvd")
     assert "does not pass in 3 equal parts" in refused("tiny-svd", batch=4, accumulation=3)
     assert "no precision 'fp8'" in refused("tiny-svd", precision="fp8")
+    assert "/none: no such file; expected one that vdmini_encode wrote" in refused("tiny-svd", latents=str(tmp_path / "none"))
     assert "is no recipe" in refused("tiny-svd", config=str(tmp_path / "none.json"))
     assert not (tmp_path / "run").exists()
     (tmp_path / "clips").mkdir()
