@@ -74,8 +74,9 @@ def test_tables_that_cannot_be_used(clips):
 
 
 def test_captions_missing_where_a_text_is_needed(teacher, clips):
-    told = replace(teacher.family.sampler, takes=("frames", "motion", "prompts"))
-    told_by_text = replace(teacher, family=replace(teacher.family, sampler=told))
+    told_by_text = replace(
+        teacher, family=replace(teacher.family, sampler=replace(teacher.family.sampler, takes=("frames", "motion", "prompts")))
+    )
     with pytest.raises(
         BadInput, match=r"1 of 3 videos have no caption: c.mp4; expected a .txt beside each, or a table captions.jsonl"
     ):
@@ -110,7 +111,7 @@ def test_shards_are_encoded_with_their_captions(teacher, clips, tmp_path, capsys
         "3 clips as latents (8, 4, 8, 8)" in said.out and "1 files skipped: s-1.tar/c.mp4 (too short, 5 frames of 8)" in said.err
     )
     held, folder = encoded(teacher, None, 9, out), encoded(teacher, str(clips), 9, batch=2, progress=False)
-    assert held.captions == ["rain", "", ""] and len(held.motion) == 3
+    assert held.captions == ["rain", "", ""] and len(held.told["image"]) == len(held) == 3
     torch.testing.assert_close(held.x_0, folder.x_0)
     assert encoded(teacher, None, 2, out).captions == ["rain", ""]
 

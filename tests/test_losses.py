@@ -12,8 +12,9 @@ from torch.autograd import gradcheck
 from vdmini.blocks import blocks
 from vdmini.core import BadInput
 from vdmini.judge import ENTRIES, MCA, Encoder, Heads
-from vdmini.losses import ICD, Features, SFVTask, pairs
+from vdmini.losses import ICD, Features, pairs
 from vdmini.surgery import Plan, VDMiniUNet, make_student
+from vdmini.tasks import SFV
 from vdmini.teachers import FAMILIES, Teacher, load_teacher, network_inputs
 
 
@@ -163,7 +164,7 @@ def test_icd_takes_any_distance():
 
 def test_task_gradient():
     x_0 = double(2, 2, 4, 3, 3, seed=1).detach()
-    assert gradcheck(lambda x: SFVTask()(x, x_0), double(2, 2, 4, 3, 3))
+    assert gradcheck(lambda x: SFV()(x, x_0), double(2, 2, 4, 3, 3))
 
 
 @pytest.mark.parametrize("entry", ENTRIES)

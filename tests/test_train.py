@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 import torch
 
-import vdmini.recipe as recipe
+import vdmini.corpus as corpus
 import vdmini.runs as runs
 import vdmini.train as room
 from vdmini.core import BadInput
@@ -125,7 +125,7 @@ def before_older_checkpoints_go():
 
 
 def while_encoding():
-    recipe.save_file = lambda tensors, path, *_: (path.write_bytes(b"half"), die())
+    corpus.save_file = lambda tensors, path, *_: (path.write_bytes(b"half"), die())
 
 
 def while_the_student_is_written():
@@ -319,10 +319,11 @@ def test_bad_input(tmp_path, capsys):
         assert e.value.code == 2 and len(said) == 1
         return said[0]
 
-    assert "svd is not bundled" in refused("svd")
+    assert "no task to train wan-t2v for; there is one for: svd, " in refused("wan-t2v")
     assert "nearest: tiny-svd" in refused("tinysvd")
     assert "does not pass in 3 equal parts" in refused("tiny-svd", batch=4, accumulation=3)
     assert "no precision 'fp8'" in refused("tiny-svd", precision="fp8")
+    assert "/none: no such file; expected one that vdmini_encode wrote" in refused("tiny-svd", latents=str(tmp_path / "none"))
     assert "is no recipe" in refused("tiny-svd", config=str(tmp_path / "none.json"))
     assert not (tmp_path / "run").exists()
     (tmp_path / "clips").mkdir()

@@ -26,7 +26,7 @@ from torch import Tensor
 from .core import BadInput, write_whole
 from .processes import configuration
 from .recipe import TrainConfig
-from .runs import at_work, checkpoints, read_log
+from .runs import at_work, checkpoints, place, read_log
 from .surgery import Plan
 from .sweep import Material
 from .teachers import load_network, load_teacher
@@ -113,7 +113,7 @@ def _memory(pid: int | None) -> int | None:
     return 1024 * int(found) if found else None
 
 def launch(
-    model: str,  # a bundled model, or a folder with one
+    model: str,  # what `load_teacher` takes: a name, a hub id, a folder
     plan: Plan,
     out,  # the run's folder
     config: TrainConfig = None,  # default: the family's
@@ -121,6 +121,7 @@ def launch(
     latents: str = None,  # file that `vdmini_encode` wrote
     processes: int | str = 1,  # on this machine, one for each GPU; or a configuration for `accelerate launch`, see `configuration`
     tracker: str = None,  # tensorboard, trackio or wandb
+    base: str = None,  # where VAE and encoders come from, if `model` holds nothing but a network
 ) -> Run:
     "Fine-tune in a process that outlives this one; raises `BadInput` for a folder that holds another run."
     out = Path(out)
@@ -131,7 +132,8 @@ def launch(
     config = config or TrainConfig.paper(plan.family)
     with write_whole(out / "config.json") as p: p.write_text(json.dumps(asdict(config), indent=1))
     given = dict(plan=out / "plan.json", config=out / "config.json", data=data, latents=latents, out=out)
-    arguments = dict(model=str(model)) | {k: str(Path(v).resolve()) for k, v in given.items() if v is not None}
+    arguments = dict(model=place(model)) | {k: str(Path(v).resolve()) for k, v in given.items() if v is not None}
+    arguments |= dict(base=place(base)) if base else {}
     arguments |= (dict(tracker=tracker) if tracker else {}) | (dict(processes=processes) if processes != 1 else {})
     with write_whole(out / "launch.json") as p: p.write_text(json.dumps(arguments, indent=1))
     return Run(out).resume()
@@ -202,6 +204,6 @@ def sample_clips(
     found = [run.folder / "student"] if (run.folder / "student").is_dir() else [c / "student" for c in checkpoints(run.folder)[-1:]]
     if not found: raise BadInput(f"{run.folder} has no checkpoint yet")
     facts = json.loads((run.folder / "run.json").read_text())
-    teacher = load_teacher(facts["model"])
+    teacher = load_teacher(facts["source"], base=facts["base"])
     models = {"teacher": teacher, f"student, {found[0].parent.name}": replace(teacher, network=load_network(str(found[0])))}
     return {name: t.answer(material.request, seed) for name, t in models.items()}

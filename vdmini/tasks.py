@@ -6,8 +6,9 @@
 __all__ = ['TASKS', 'SFV', 'FlowMatching', 'task_of']
 
 # %% ../nbs/09a_tasks.ipynb #acd5c988
+import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from diffusers import HunyuanVideoTransformer3DModel, UNetSpatioTemporalConditionModel
@@ -15,16 +16,19 @@ from einops import rearrange, repeat
 from torch import Tensor, nn
 
 from .consistency import ConsistencyDistillation
-from .core import BadInput
+from .core import BadInput, choose
 from .families import FAMILIES, Family
-from .losses import SFVTask, full, per_clip
+from .losses import full, karras, per_clip, pseudo_huber
 from .t2v import T2VTurboUNet
 from .teachers import Teacher
 
 # %% ../nbs/09a_tasks.ipynb #f91c8cb9
 @dataclass(frozen=True)
-class SFV(SFVTask):
+class SFV:
     "SF-V on Stable Video Diffusion: reconstruct from high noise in one step; its adversarial part is MCA's."
+    weight: float = .1  # of the reconstruction (SF-V)
+    c: float = .00054  # per root of a clip's number of values; SF-V states none, this is consistency training's
+    sigmas: tuple[float, ...] = tuple(karras(4)[1:].tolist())  # levels trained on: t ∈ {1, 2, 3} of a grid with 4 (SF-V)
     wants_teacher = False
 
     def draw(self,
@@ -32,7 +36,7 @@ class SFV(SFVTask):
         generator: torch.Generator = None,
     ) -> dict[str, Tensor]:
         "σ_t of each clip."
-        return self.at(super().draw(b, generator))
+        return self.at(torch.tensor(self.sigmas)[torch.randint(len(self.sigmas), (b,), generator=generator)])
 
     def at(self,
         sigma: Tensor,  # [b] σ′
@@ -61,7 +65,7 @@ class SFV(SFVTask):
         **_,
     ) -> Tensor:
         "weight · (√(‖x̂₀ − x₀‖² + c²) − c)."
-        return super().__call__(x_hat, x_0)
+        return self.weight * pseudo_huber(x_hat, x_0, self.c * math.sqrt(x_0[0].numel()))
 
 # %% ../nbs/09a_tasks.ipynb #d38be8c7
 @dataclass(frozen=True)
@@ -119,7 +123,10 @@ def task_of(
     family: Family,
     **settings,  # fields of the task that shall differ
 ):
-    "The task of a family; raises `BadInput` for one that has none."
-    if family.network_class in TASKS: return TASKS[family.network_class](**settings)
-    known = ", ".join(n for n, f in FAMILIES.items() if f.network_class in TASKS)
-    raise BadInput(f"no task to train {family.name} for; there is one for: {known}")
+    "The task of a family; raises `BadInput` for one that has none, and for a setting that its task does not have."
+    if family.network_class not in TASKS:
+        known = ", ".join(n for n, f in FAMILIES.items() if f.network_class in TASKS)
+        raise BadInput(f"no task to train {family.name} for; there is one for: {known}")
+    kind = TASKS[family.network_class]
+    for name in settings: choose(name, [f.name for f in fields(kind)], f"setting of {family.name}'s task")
+    return kind(**settings)

@@ -22,18 +22,22 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
-from .blocks import blocks, module_of
-from .core import BadInput, choose, command, write_whole
-from .judge import MCA, Encoder, Heads
+from .blocks import blocks, modules_at
+from .core import BadInput, choose, command, samples, write_whole
+from .corpus import Corpus, encoded, opened
+from .families import FAMILIES, clip_size, family_of
+from .judge import MCA, Encoder, Heads, pooled
 from .losses import ICD, Features, pairs
 from .processes import (accelerator_of, anywhere, as_in, average_gradients, clipped, first, gathered, load_moments, load_weights, mean,
                               one_voice, share, together)
-from .recipe import Corpus, Part, TrainConfig, draw, encoded
-from .runs import (Console, Log, Stopped, alone, asked_to_leave, checkpoints, claim, random_states, restore_random_states,
+from .recipe import Part, TrainConfig, draw
+from .rewards import Reward
+from .runs import (Console, Log, Stopped, alone, asked_to_leave, checkpoints, claim, place, random_states, restore_random_states,
                          save_checkpoint, sweep_up)
-from .surgery import Plan, make_student
+from .surgery import Plan, dropped_from, make_student
 from .sweep import weights_hash
-from .teachers import Teacher, load_teacher
+from .tasks import task_of
+from .teachers import RANDOM, Teacher, load_network, load_teacher, root_of
 from .trackers import TRACKERS, Tracker
 
 # %% ../nbs/10_train.ipynb #db198084
@@ -48,11 +52,22 @@ class Bench:
     accelerator: Accelerator
     student: nn.Module  # `net` as it is called in training
     mca: MCA  # on the heads as they are called in training
+    task: object = None  # what the student is trained for, see `tasks`; None: the recipe's
+    rewards: tuple[Reward, ...] = ()  # what else it is to please
     step: int = 0  # optimiser steps done
 
     def __post_init__(self):
-        self.pairs = pairs(self.net, self.teacher.network)
+        self.task = self.task or self.config.task
+        self.pairs = pairs(self.net, self.teacher.network, self.config.icd_most)
         self.average = {k: v.detach().clone() for k, v in self.net.state_dict().items()}  # EMA of the student's weights
+
+def _taught(bench: Bench, x_t: Tensor, part: Part) -> tuple[Tensor, dict]:  # the teacher's clips, its features
+    with torch.no_grad(), bench.accelerator.autocast(), Features(bench.teacher.network, {l: p for l, (_, p) in bench.pairs.items()}) as f_tea:
+        return bench.task.estimate(bench.teacher.network, x_t, part.drawn, part.told), f_tea
+
+def _pleased(bench: Bench, x_stu: Tensor, part: Part) -> dict[str, Tensor]:
+    dice = torch.Generator().manual_seed(bench.config.seed * 1_000_003 + bench.step + 750_000_000)
+    return {f"reward/{i}": r(x_stu, part.captions, bench.teacher.decode, dice) for i, r in enumerate(bench.rewards)}
 
 def losses(
     bench: Bench,
@@ -60,38 +75,36 @@ def losses(
     judged: bool,  # the judge is in the game
 ) -> tuple[Tensor, Tensor | None, dict[str, float]]:  # the student's loss, the heads' loss, every term on its own
     "Both sides of eq. 6 on a part of a batch."
-    c, t, terms = bench.config, bench.teacher, {}
-    condition = t.condition(part.x_0[:, 0], part.motion)
-    x_t = part.x_0 + part.sigma.view(-1, 1, 1, 1, 1) * part.noise
-    with Features(bench.net, {l: p for l, (p, _) in bench.pairs.items()}) as f_stu:
-        x_stu = replace(t, network=bench.student).denoise(x_t, part.sigma, **condition)
-    x_tea, f_tea = None, {}
-    if c.icd or (judged and c.real != "data"):
-        with torch.no_grad(), bench.accelerator.autocast(), Features(t.network, {l: p for l, (_, p) in bench.pairs.items()}) as f_tea:
-            x_tea = t.denoise(x_t, part.sigma, **condition)
-    terms["task"] = loss = c.task(x_stu, part.x_0)
+    c, task, terms, loss_d = bench.config, bench.task, {}, None
+    x_t = task.noisy(part.x_0, part.noise, part.drawn)
+    with Features(bench.net, {l: p for l, (p, _) in bench.pairs.items()}) as f_stu: x_stu = task.estimate(bench.student, x_t, part.drawn, part.told)
+    asked = c.icd or task.wants_teacher or (judged and c.real != "data")
+    x_tea, f_tea = _taught(bench, x_t, part) if asked else (None, {})
+    with bench.accelerator.autocast():
+        terms["task"] = task(x_stu, x_0=part.x_0, x_t=x_t, drawn=part.drawn, told=part.told, student=bench.student, x_tea=x_tea)
+        pleased = _pleased(bench, x_stu, part)
+    loss = sum(pleased.values(), terms["task"])
     if c.icd:
         terms["icd"], stages = ICD()(f_stu, f_tea)
         terms |= {f"icd/{l}": v for l, v in stages.items()}
         loss = loss + c.icd * terms["icd"]
-    if not judged: return loss, None, {k: v.item() for k, v in (terms | dict(loss=loss)).items()}
-    real = dict(teacher=[x_tea], data=[part.x_0], both=[x_tea, part.x_0])[c.real]
-    terms["mca_gen"], terms["mca_disc"] = game(bench, x_stu, real, part, condition)
-    loss = loss + c.mca * terms["mca_gen"]
-    return loss, c.mca * terms["mca_disc"], {k: v.item() for k, v in (terms | dict(loss=loss)).items()}
+    if judged:
+        real = dict(teacher=[x_tea], data=[part.x_0], both=[x_tea, part.x_0])[c.real]
+        terms["mca_gen"], terms["mca_disc"] = game(bench, x_stu, real, part)
+        loss, loss_d = loss + c.mca * terms["mca_gen"], c.mca * terms["mca_disc"]
+    return loss, loss_d, {k: v.item() for k, v in (terms | pleased | dict(loss=loss)).items()}
 
 def game(
     bench: Bench,
     x_stu: Tensor,  # [b f c h w] the student's clips, with gradients
     real: list[Tensor],  # clips that count as real
     part: Part,
-    condition: dict,
 ) -> tuple[Tensor, Tensor]:  # L_MCA^gen, L_MCA^disc
     "Both sides of eq. 5; the encoder sees each clip once."
-    look, tokens = Encoder(bench.teacher, bench.config.entry), condition["encoder_hidden_states"]
+    look, tokens = Encoder(bench.teacher, bench.config.entry, bench.task), pooled(part.told)
     with bench.accelerator.autocast():
-        fake = look(x_stu, part.sigma_d, part.noise_d, condition)
-        with torch.no_grad(): true = [look(x, part.sigma_d, part.noise_d, condition) for x in real]
+        fake = look(x_stu, part.sigma_d, part.noise_d, part.told)
+        with torch.no_grad(): true = [look(x, part.sigma_d, part.noise_d, part.told) for x in real]
         return bench.mca.gen(fake, tokens), bench.mca.disc(fake, true, tokens)
 
 # %% ../nbs/10_train.ipynb #946d6c02
@@ -132,21 +145,24 @@ def bench_of(
     teacher: Teacher,
     plan: Plan,
     accelerator: Accelerator = None,  # default: this process alone, or with those it was launched with
+    task=None,  # see `Bench`
+    rewards: tuple[Reward, ...] = (),
 ) -> Bench:
-    "Student, judge and optimisers at the start of a run."
+    "Student, judge and optimisers at the start of a run; VAE and encoders stay where they are, unless rewards want pixels."
     a = accelerator or accelerator_of(config.precision, config.accumulation)
     torch.manual_seed(config.seed)
-    for m in (teacher.network, teacher.vae): m.to(a.device).eval().requires_grad_(False)
+    frozen = teacher.network, getattr(task, "solver", None), teacher.vae if rewards else None
+    for m in filter(None, frozen): m.to(a.device).eval().requires_grad_(False)
     net = make_student(teacher.network, plan).requires_grad_(True)
     heads = Heads.of(teacher, width=config.width, views=config.views).to(a.device)
     for m in (net, teacher.network): m.enable_gradient_checkpointing() if config.checkpointing else m.disable_gradient_checkpointing()
     adam = partial(torch.optim.AdamW, betas=config.betas, weight_decay=config.weight_decay)
     optimisers = adam(net.parameters(), config.lr), adam(heads.parameters(), config.lr_d)
-    units = {type(module_of(net, b)).__name__ for b in blocks(net, "layer")}
+    units = {type(m).__name__ for b in blocks(net, "layer") for m in modules_at(net, b.paths)}
     if a.is_fsdp2: a.state.fsdp_plugin.transformer_cls_names_to_wrap = sorted(units)
     student, optimiser = a.prepare(net, optimisers[0])
     called, optimiser_d = a.prepare_model(heads, evaluation_mode=True), a.prepare_optimizer(optimisers[1])
-    return Bench(config, teacher, net, heads, (optimiser, optimiser_d), a, student, MCA(called, config.r1))
+    return Bench(config, teacher, net, heads, (optimiser, optimiser_d), a, student, MCA(called, config.r1), task, rewards)
 
 # %% ../nbs/10_train.ipynb #a528d369
 def averaged(
@@ -205,17 +221,19 @@ def train(
     progress: bool = True,
     latents=None,  # file of encoded clips that `vdmini_encode` wrote; without it the run encodes its own
     tracker: str = None,  # of `TRACKERS`; no part of what makes a run
+    base: str = None,  # where the teacher's VAE and encoders came from, see `load_teacher`: whoever looks at the run finds them
+    task=None,  # instead of the recipe's, e.g. with a solver network
+    rewards: tuple[Reward, ...] = (),  # what else the student is to please
 ) -> Path | None:  # the folder of the trained student; None where SIGTERM came first
     "Fine-tune a cut network (VDMini eq. 6); raises `BadInput` for a folder of another run, `Stopped` where it cannot go on."
     out, a = Path(out), accelerator_of(config.precision, config.accumulation)
     with one_voice(a), asked_to_leave() as leave:
-        facts = together(a, lambda: _facts(config, teacher, plan, data))
-        together(a, lambda: _possible(config, a.num_processes, tracker))
+        together(a, lambda: _possible(config, teacher, a.num_processes, tracker, latents, rewards))
+        facts = together(a, lambda: _facts(config, teacher, plan, data, latents, base, rewards))
         with _held(a, out, facts):
-            bench = bench_of(config, teacher, plan, a)
-            make = lambda: encoded(teacher, data, config.clips, latents or out / "latents.safetensors", progress=progress)
-            made = together(a, make, lead=True)
-            corpus = together(a, lambda: made or make())  # the others read what the first has written
+            corpus = _corpus(config, teacher, data, latents or out / "latents.safetensors", progress, a)
+            together(a, lambda: _suits(corpus, config, rewards))
+            bench = bench_of(config, teacher, plan, a, task, rewards)
             together(a, lambda: resume(bench, out))
             _loop(bench, corpus, out, leave, _listeners(bench, out, progress, tracker, facts, callback) if a.is_main_process else ())
             if bench.step < config.steps: return None
@@ -235,10 +253,22 @@ def _held(a: Accelerator, out: Path, facts: dict):
             raise
         except (OSError, SafetensorError) as e: raise Stopped(f"{e}; the last checkpoint in {out} is as it was") from e
 
-def _possible(config: TrainConfig, processes: int, tracker: str | None) -> None:
+def _corpus(config: TrainConfig, teacher: Teacher, data: str | None, path, progress: bool, a: Accelerator) -> Corpus:
+    "What the first process encodes, the others read."
+    make = lambda: encoded(teacher, data, config.clips, path, progress=progress, size=config.size, device=a.device)
+    made = together(a, make, lead=True)
+    return together(a, lambda: made or make())
+
+def _possible(config: TrainConfig, teacher: Teacher, processes: int, tracker: str | None, latents, rewards: tuple) -> None:
     if tracker: choose(tracker, TRACKERS, "tracker")
+    if latents and not Path(latents).is_file(): raise BadInput(f"{latents}: no such file; expected one that vdmini_encode wrote")
+    if (rewards or not latents) and teacher.vae is None: raise BadInput(f"{teacher.source} came without its VAE; expected it, or a file of encoded clips and no rewards")
     if (part := config.batch // config.accumulation) % processes:
         raise BadInput(f"{processes} processes cannot share {part} clips equally: a batch of {config.batch} in {config.accumulation} parts")
+
+def _suits(corpus: Corpus, config: TrainConfig, rewards: tuple) -> None:
+    if config.entry == "image" and "image" not in corpus.told: raise BadInput(f"entry 'image', but {config.family} is shown no first frame; expected 'noise'")
+    if rewards and not (corpus.captions and all(corpus.captions)): raise BadInput("rewards compare clips with captions; not every clip has one")
 
 def _listeners(bench: Bench, out: Path, progress: bool, tracker: str | None, facts: dict, callback: Callable) -> tuple:
     own = (Console(bench.config.steps, bench.step, progress), Log(out / "log.jsonl", bench.step))
@@ -249,15 +279,25 @@ def _write(student: nn.Module, path: Path, facts: dict) -> None:
         student.save_pretrained(folder)
         (folder / "train.json").write_text(json.dumps(facts, indent=1))
 
-def _facts(config: TrainConfig, teacher: Teacher, plan: Plan, data: str | None) -> dict:
-    "All that a run's result depends on; raises `BadInput` where teacher and plan are not fit for it."
-    if teacher.network.config.get("dropped"): raise BadInput(f"{teacher.source} is cut itself; a teacher is whole")
-    told = teacher.condition(torch.zeros(1, *teacher.family.latent[1:]), torch.zeros(1, 2))["encoder_hidden_states"]
-    if tuple(told.shape[1:]) != teacher.family.tokens:
-        raise BadInput(f"{teacher.family.name} is told what to paint by an image encoder, which is not part of vdmini yet")
-    return dict(model=teacher.family.name, config=asdict(config), dropped=list(plan.check(teacher.family.name).dropped),
-                data=str(Path(data).resolve()) if data else "generated world",
-                weights=weights_hash(teacher.network), vae=weights_hash(teacher.vae))
+def _source(teacher: Teacher) -> str:
+    "What `load_teacher` gives this teacher for."
+    family = teacher.family
+    if teacher.source == "random weights": return RANDOM + family.name
+    return family.name if family.bundled and Path(teacher.source) == samples(family.bundled) else place(teacher.source)
+
+def _facts(config: TrainConfig, teacher: Teacher, plan: Plan, data: str | None, latents, base: str | None, rewards: tuple) -> dict:
+    "All that a run's result depends on; raises `BadInput` where recipe, teacher and plan are not fit for each other."
+    name = teacher.family.name
+    if dropped_from(teacher.network): raise BadInput(f"{teacher.source} is cut itself; a teacher is whole")
+    if config.family != name: raise BadInput(f"a recipe for {config.family}, but the model is of the family {name}")
+    facts = dict(model=name, source=_source(teacher), base=base and place(base), config=asdict(config), dropped=list(plan.check(name).dropped),
+                 data=str(Path(latents or data).resolve()) if latents or data else "generated world", weights=weights_hash(teacher.network),
+                 vae=weights_hash(teacher.vae) if teacher.vae is not None else _encoder(latents))
+    return facts | (dict(rewards=[[r.weight, r.frames] for r in rewards]) if rewards else {})
+
+def _encoder(latents) -> str:
+    "The hash of the VAE that encoded a file's clips."
+    with opened(latents) as (_, facts): return facts["vae"]
 
 def _loop(bench: Bench, corpus: Corpus, out: Path, leave: Callable, listeners: tuple) -> None:
     while bench.step < bench.config.steps and not anywhere(bench.accelerator, leave()):
@@ -270,17 +310,36 @@ def _loop(bench: Bench, corpus: Corpus, out: Path, leave: Callable, listeners: t
     for listen in listeners: getattr(listen, "close", lambda: None)()
 
 # %% ../nbs/10_train.ipynb #318c0249
+def _known(model: str) -> None:
+    "Raise `BadInput` for a family that has no task, before anything is read or fetched."
+    if (name := model.removeprefix(RANDOM)) in FAMILIES: task_of(FAMILIES[name])
+
+def _teacher(model: str, base: str | None, latents: str | None) -> Teacher:
+    "The teacher; where clips are encoded already, without VAE and encoders."
+    _known(model)
+    if not latents: return load_teacher(model, base=base)
+    network = load_network(model)
+    return Teacher(family_of(network), network, None, "random weights" if model.startswith(RANDOM) else str(root_of(model)))
+
+def _sized(recipe: TrainConfig, *asked: int | None) -> TrainConfig:  # frames, height, width
+    own = recipe.size or clip_size(FAMILIES[recipe.family])
+    return replace(recipe, size=tuple(n or o for n, o in zip(asked, own))) if any(asked) else recipe
+
 @command
 def vdmini_train(
-    model: str,  # a bundled model, or a folder with one
+    model: str,  # a model's name (random: before it for random weights), a hub id, a folder, or an official file
     plan: str = "vdmini",  # a plan's .json file, or "vdmini" for the paper's
     data: str = None,  # folder of videos, or webdataset shards; without it, the generated world
     latents: str = None,  # file of encoded clips that vdmini_encode wrote; without it the run encodes its own
+    base: str = None,  # where VAE and encoders come from, if MODEL holds nothing but a network
     out: str = "out/train",  # the run's folder; run again to go on, student/ in it is the result
     config: str = None,  # a recipe's .json file; without it, the family's own
     steps: int = None,  # optimiser steps; this and what follows overrides the recipe
     batch: int = None,  # clips in an optimiser step
     accumulation: int = None,  # parts that a batch is passed in
+    frames: int = None,  # of a training clip
+    height: int = None,  # of a training clip, in pixels
+    width: int = None,  # of a training clip, in pixels
     lr: float = None,  # learning rate of the student
     lr_d: float = None,  # learning rate of the judge's heads
     icd: float = None,  # λ_ICD
@@ -293,24 +352,31 @@ def vdmini_train(
     "Fine-tune what a plan leaves of MODEL: task, ICD and MCA losses, checkpoints, EMA."
     given = dict(steps=steps, batch=batch, accumulation=accumulation, lr=lr, lr_d=lr_d, icd=icd, mca=mca, mca_from=mca_from,
                  precision=precision, seed=seed)
-    given, teacher = {k: v for k, v in given.items() if v is not None}, load_teacher(model)
-    recipe = replace(TrainConfig.load(config), **given) if config else TrainConfig.paper(teacher.family.name, **given)
-    student = train(recipe, teacher, Plan.load(plan, teacher.family.name), out, data, latents=latents, tracker=tracker)
+    given, teacher = {k: v for k, v in given.items() if v is not None}, _teacher(model, base, latents)
+    name = teacher.family.name
+    recipe = replace(TrainConfig.load(config, name), **given) if config else TrainConfig.paper(name, **given)
+    student = train(_sized(recipe, frames, height, width), teacher, Plan.load(plan, name), out, data, latents=latents, tracker=tracker, base=base)
     if first(): print(student or f"asked to leave; run again to go on: {out}")
     if PartialState().num_processes > 1: PartialState().destroy_process_group()  # and leave as if all were well: the launcher takes 143 for a crash
     elif not student: raise SystemExit(128 + 15)  # what a shell reports for SIGTERM
 
 @command
 def vdmini_encode(
-    model: str,  # a bundled model, or a folder with one
+    model: str,  # a model's name (random: before it for random weights), a hub id, a folder, or an official file
     data: str = None,  # folder of videos, or webdataset shards; without it, the generated world
     clips: int = 1024,  # at most so many
+    base: str = None,  # where VAE and encoders come from, if MODEL holds nothing but a network
+    frames: int = None,  # of a clip; without it, as the family's recipe says
+    height: int = None,  # of a clip, in pixels
+    width: int = None,  # of a clip, in pixels
     out: str = "out/latents.safetensors",  # what `vdmini_train --latents` takes
 ):
     "Encode training clips once, for any number of runs."
     if Path(out).exists(): raise BadInput(f"{out} is there already; expected a new file, nothing is overwritten")
-    found = encoded(load_teacher(model), data, clips, Path(out))
-    print(f"{len(found.x_0)} clips as latents {tuple(found.x_0.shape[1:])} -> {out}")
+    teacher = _teacher(model, base, None)
+    recipe = _sized(TrainConfig.paper(teacher.family.name), frames, height, width)
+    found = encoded(teacher, data, clips, Path(out), size=recipe.size, device="cuda" if torch.cuda.is_available() else "cpu")
+    print(f"{len(found)} clips as latents {tuple(found.x_0.shape[1:])} -> {out}")
 
 # %% ../nbs/10_train.ipynb #c9735bdb
 if __name__ == "__main__" and "__file__" in globals(): vdmini_train()  # python -m vdmini.train; a notebook has no file
