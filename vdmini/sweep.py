@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Material', 'world_material', 'folder_material', 'Replay', 'first_layer', 'generate_without', 'observe',
            'weights_hash', 'protocol', 'measures', 'features_of', 'sweep', 'default_detector', 'run_sweep', 'wide',
-           'vdmini_sweep']
+           'material_of', 'vdmini_sweep']
 
 # %% ../nbs/05_sweep.ipynb #fdb55003
 import hashlib
@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from functools import partial
+from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
@@ -259,10 +260,16 @@ def wide(
     rows = table[table.level == level]
     return rows.pivot(index="block", columns="metric", values="value")[list(rows.metric.unique())].loc[list(rows.block.unique())]
 
-def _material(teacher: Teacher, data: str | None, n: int, seed: int, *size: int) -> Material:
-    "Clips from a folder; without one from the generated world, for the model that was trained on it."
+def material_of(
+    teacher: Teacher,
+    data: str | None,  # folder of videos or shards; None: the generated world, for the model that was trained on it
+    n: int,  # clips
+    seed: int,  # of the generated world
+    *size: int | None,  # frames, height and width; None: the family's own
+) -> Material:
+    "What a command measures with; raises `BadInput` for a size that does not fit, or where clips are missing."
     own = clip_size(teacher.family)
-    size = tuple(o if s is None else s for s, o in zip(size, own))
+    size = tuple(o if s is None else s for s, o in zip_longest(size, own))
     latent_size(teacher.family, *size)
     if data: return folder_material(teacher, data, n, size)
     if "motion" in teacher.family.sampler.takes and size == own: return world_material(n, seed)
@@ -290,7 +297,7 @@ def vdmini_sweep(
     out_dir(out)
     place, judge, teacher = placement(device, dtype), load_detector(detector) if detector else None, load_teacher(model, base=base)
     teacher = teacher.to(**place).sampled(**{k: v for k, v in dict(steps=steps, guidance=guidance).items() if v is not None})
-    material = _material(teacher, data, videos, seed, frames, height, width)
+    material = material_of(teacher, data, videos, seed, frames, height, width)
     skipped = material.source.get("skipped", [])
     if skipped: print(f"{len(skipped)} files skipped: " + "; ".join(f"{name} ({why})" for name, why in skipped))
     judge = judge or default_detector(material)
