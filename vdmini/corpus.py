@@ -134,9 +134,11 @@ def _awake(teacher: Teacher, device):  # yields a teacher that encodes, but pain
     parts = [m for m in (teacher.vae, *teacher.parts.values()) if isinstance(m, nn.Module)]
     were, device = [next(m.parameters()).device for m in parts], device or teacher.device
     for m in parts: m.to(device)
-    if teacher.family.stride > 1: teacher.vae.enable_tiling()  # a VAE of whole clips; those that are no larger than a tile it leaves whole
+    tiles = teacher.family.stride > 1 and not teacher.vae.use_tiling  # a VAE of whole clips; those no larger than a tile it leaves whole
+    if tiles: teacher.vae.enable_tiling()
     try: yield replace(teacher, network=_Absent(teacher.network, device))
     finally:
+        if tiles: teacher.vae.disable_tiling()
         for m, place in zip(parts, were): m.to(place)
         if torch.cuda.is_available(): torch.cuda.empty_cache()
 
@@ -178,10 +180,10 @@ def encoded(
 
 def _check(corpus: Corpus, teacher: Teacher, latent: tuple, path) -> None:
     "Raise `BadInput` unless a file's clips are for this teacher, in this size."
-    family, tokens = teacher.family, corpus.told["encoder_hidden_states"].shape[1:]
+    family, tokens = teacher.family, tuple(corpus.told["encoder_hidden_states"].shape[1:]) if "encoder_hidden_states" in corpus.told else "no"
     if corpus.family != family.name: raise BadInput(f"{path} holds clips encoded for {corpus.family}, not for {family.name}")
     if (shape := tuple(corpus.x_0.shape[1:])) != latent:
         raise BadInput(f"{path} holds latents of {shape}; this run of {family.name} is for {latent} (frames, channels, height, width)")
-    if tuple(tokens) != family.tokens: raise BadInput(f"{path} holds {tuple(tokens)} tokens for each clip; {family.name} is told {family.tokens}")
+    if tokens != family.tokens: raise BadInput(f"{path} holds {tokens} tokens for each clip; {family.name} is told {family.tokens}")
     if teacher.vae is not None and corpus.vae != (ours := weights_hash(teacher.vae)):
         raise BadInput(f"{path} was encoded with another VAE ({corpus.vae}, not {ours}); its latents mean something else")

@@ -64,7 +64,8 @@ class Run:
     @property
     def config(self) -> TrainConfig:
         "The recipe."
-        return TrainConfig.load(self.folder / "config.json")
+        path = self.folder / "run.json"
+        return TrainConfig.paper(**json.loads(path.read_text())["config"]) if path.exists() else TrainConfig.load(self.folder / "config.json")
 
     def table(self) -> pd.DataFrame:  # one row per step: step, every term, learning rates, seconds
         "The log so far."
@@ -197,13 +198,14 @@ class Watch(w.VBox):
 
 def sample_clips(
     run: Run,
-    material: Material,  # first frames and motions
+    material: Material,  # first frames and motions, or captions
     seed: int = 0,
+    **settings,  # steps, guidance, …: see `Teacher.settings`
 ) -> dict[str, Tensor]:  # name → clips [b f c h w] in [0, 1]
-    "What the teacher and the newest checkpoint of a run make of the same frames; raises `BadInput` before the first checkpoint."
+    "What the teacher and the newest checkpoint of a run make of the same material; raises `BadInput` before the first checkpoint."
     found = [run.folder / "student"] if (run.folder / "student").is_dir() else [c / "student" for c in checkpoints(run.folder)[-1:]]
     if not found: raise BadInput(f"{run.folder} has no checkpoint yet")
     facts = json.loads((run.folder / "run.json").read_text())
-    teacher = load_teacher(facts["source"], base=facts["base"])
+    teacher = load_teacher(facts.get("source", facts["model"]), base=facts.get("base"))
     models = {"teacher": teacher, f"student, {found[0].parent.name}": replace(teacher, network=load_network(str(found[0])))}
-    return {name: t.answer(material.request, seed) for name, t in models.items()}
+    return {name: t.answer(material.request, seed, **settings) for name, t in models.items()}

@@ -64,7 +64,7 @@ class TrainConfig:
     save_every: int = 250  # steps between checkpoints
 
     def __post_init__(self):
-        for name in ("settings", "size"): object.__setattr__(self, name, _frozen(getattr(self, name)))  # as JSON gives them back
+        for f in fields(self): object.__setattr__(self, f.name, _frozen(getattr(self, f.name)))  # JSON knows no tuples
         for name, valid in dict(real=REAL, entry=ENTRIES, precision=PRECISIONS, schedule=SCHEDULES, family=FAMILIES).items(): choose(getattr(self, name), valid, name)
         for v in self.views: choose(v, VIEWS, "view")
         for name in ("batch", "accumulation", "steps", "save_every", "clips", "lr", "lr_d", "width", "clip_norm"):
@@ -106,7 +106,7 @@ class TrainConfig:
         family: str = "svd",  # where the file names none
     ):
         "Read a recipe back; raises `BadInput` for a missing or damaged file and for unknown settings."
-        try: return cls.paper(**dict(family=family) | {k: _frozen(v) for k, v in json.loads(Path(path).read_text()).items()})
+        try: return cls.paper(**dict(family=family) | json.loads(Path(path).read_text()))
         except BadInput: raise
         except (OSError, ValueError, TypeError, AttributeError) as e: raise BadInput(f"{path} is no recipe: {e}") from e
 
