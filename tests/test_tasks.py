@@ -11,14 +11,14 @@ from einops import rearrange
 from torch import nn
 from torch.autograd import gradcheck
 
-from vdmini.blocks import blocks
+from vdmini.blocks import blocks, prunable
 from vdmini.consistency import ConsistencyDistillation, Fading
 from vdmini.core import BadInput
 from vdmini.families import FAMILIES, Family, network_inputs, skeleton
 from vdmini.judge import MCA, Encoder, Heads, eyes, pictures, pooled
 from vdmini.losses import ICD, Features, pairs
 from vdmini.rewards import CLIPScore, Reward
-from vdmini.surgery import Plan, ablated, cut, make_student, prunable
+from vdmini.surgery import Plan, ablated, cut, make_student
 from vdmini.t2v import T2VTurboUNet, guidance_embedding
 from vdmini.tasks import SFV, FlowMatching, task_of
 from vdmini.teachers import Teacher, load_teacher
