@@ -25,11 +25,11 @@ setup(
     # data_samples/ stands beside the library in a checkout and inside it in a wheel: see `vdmini.core.samples`
     packages=find_packages(include=[lib, f"{lib}.*"]) + [f"{lib}.data_samples"],
     package_dir={f"{lib}.data_samples": "data_samples"},
-    package_data={lib: ["static/*"], f"{lib}.data_samples": ["**/*"]},
+    package_data={lib: ["static/*", "configs/*"], f"{lib}.data_samples": ["**/*"]},
     include_package_data=False,
     python_requires=f">={cfg['min_python']}",
     install_requires=shlex.split(cfg["requirements"]),
-    extras_require={"dev": shlex.split(cfg["dev_requirements"])},
+    extras_require={"dev": shlex.split(cfg["dev_requirements"]), "shards": shlex.split(cfg["shard_requirements"])},
     long_description=open("README.md", encoding="utf-8").read(),
     long_description_content_type="text/markdown",
     zip_safe=False,

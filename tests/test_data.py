@@ -126,7 +126,7 @@ def test_shards_that_cannot_be_read(clips, monkeypatch):
     with pytest.raises(BadInput, match=r"a shard cannot be read \("):
         [*footage(pattern, 8, 16)]
     monkeypatch.setitem(sys.modules, "webdataset.shardlists", None)
-    with pytest.raises(BadInput, match="webdataset, which is not installed: pip install webdataset"):
+    with pytest.raises(BadInput, match="webdataset, which is not installed: pip install vdmini.shards."):
         next(footage(pattern, 8, 16))
 
 

@@ -13,10 +13,11 @@ from vdmini.blocks import blocks, levels_of, prunable
 from vdmini.budget import Budget, find_plan
 from vdmini.core import BadInput, load_table
 from vdmini.cost import cost, summands, vdmini_cost
+from vdmini.export import vdmini_prune
 from vdmini.families import FAMILIES, clip_size, family_of, network_inputs, skeleton
 from vdmini.plan import Plan, ablated
 from vdmini.plots import execution_order
-from vdmini.surgery import dropped_from, make_student, network_class, vdmini_prune
+from vdmini.surgery import dropped_from, make_student, network_class
 from vdmini.teachers import load_network
 
 BIN = Path(sys.executable).parent
@@ -275,6 +276,15 @@ def test_sizes_that_do_not_fit(capsys, tmp_path):
     args = dict(count_only=True, level="stage", out=str(tmp_path / "o"))
     refuse("nearest: 65 frames of 720×1280", capsys, vdmini_cost, "hunyuan-video", frames=64, **args)
     refuse("nearest: 129 frames of 720×1280", capsys, vdmini_cost, "hunyuan-video", height=723, **args)
+    refuse(
+        "nearest: 25 frames of 576×1024 pixels (height × width, multiples of 64; at most 25",
+        capsys,
+        vdmini_cost,
+        "svd",
+        frames=49,
+        **args,
+    )
+    refuse("nearest: 16 frames of 320×512", capsys, vdmini_cost, "t2v-turbo-v2", frames=32, **args)
     assert not (tmp_path / "o").exists()
 
 

@@ -48,5 +48,6 @@ def test_every_bundled_file_is_in_the_wheel(target):
 
     missing = below(ROOT / "data_samples").items() - below(target / "vdmini/data_samples").items()
     assert not missing
-    scripts = below(ROOT / "vdmini/static")
-    assert scripts and not scripts.items() - below(target / "vdmini/static").items()
+    for folder in ("static", "configs"):
+        ours = below(ROOT / "vdmini" / folder)
+        assert ours and not ours.items() - below(target / "vdmini" / folder).items()

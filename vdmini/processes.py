@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['KINDS', 'CONFIGURATIONS', 'accelerator_of', 'first', 'together', 'one_voice', 'anywhere', 'share', 'mean',
-           'average_gradients', 'clipped', 'whole', 'as_in', 'load_weights', 'load_moments', 'configuration']
+           'average_gradients', 'clipped', 'gathered', 'as_in', 'load_weights', 'load_moments', 'configuration']
 
 # %% ../nbs/09e_processes.ipynb #96980217
 import importlib.resources
@@ -115,7 +115,7 @@ def clipped(
     return (length.full_tensor() if isinstance(length, DTensor) else length).item()
 
 # %% ../nbs/09e_processes.ipynb #4c7b8930
-def whole(
+def gathered(
     tree,  # tensors in dicts, lists and tuples
     keep: bool = True,  # else nothing is kept of pieces that were put together: another process needs them
 ):
@@ -123,8 +123,8 @@ def whole(
     if isinstance(tree, DTensor):
         t = tree.full_tensor()
         return t.cpu() if keep else None
-    if isinstance(tree, dict): return {k: whole(v, keep) for k, v in tree.items()}
-    return type(tree)(whole(v, keep) for v in tree) if isinstance(tree, (list, tuple)) else tree
+    if isinstance(tree, dict): return {k: gathered(v, keep) for k, v in tree.items()}
+    return type(tree)(gathered(v, keep) for v in tree) if isinstance(tree, (list, tuple)) else tree
 
 def as_in(
     t: Tensor,  # whole

@@ -4,19 +4,18 @@
 
 # %% auto #0
 __all__ = ['cut', 'check_skips', 'Cut', 'VDMiniUNet', 'VDMiniT2VUNet', 'VDMiniVAE', 'student_class', 'network_class',
-           'dropped_from', 'make_student', 'weight_names', 'vdmini_prune']
+           'dropped_from', 'make_student', 'weight_names']
 
 # %% ../nbs/02_surgery.ipynb #7a72242b
 import torch
-from diffusers import AutoencoderKLTemporalDecoder, UNetSpatioTemporalConditionModel
+from diffusers import AutoencoderKLTemporalDecoder, ModelMixin, UNetSpatioTemporalConditionModel  # saved pipelines look for ModelMixin here
 from torch import nn
 
-from .blocks import block, blocks, children, layout_of, levels_of, module_of, modules_at, prunable
-from .core import BadInput, choose, command, write_whole
+from .blocks import block, blocks, children, layout_of, levels_of, module_of, modules_at
+from .core import BadInput, choose
 from .families import FAMILIES, Layout, family_of
 from .plan import Bypass, Plan, ablated, put, swaps
 from .t2v import T2VTurboUNet
-from .teachers import load_network
 
 # %% ../nbs/02_surgery.ipynb #d5ef160e
 def _lists(layout: Layout) -> list[str]:  # the module lists of a stage that hold its layers
@@ -136,6 +135,12 @@ class Cut:
         whole = next(c for c in input_class.__mro__ if not issubclass(c, Cut))
         return whole._get_init_keys(whole) | ({"dropped", "family"} if issubclass(input_class, Cut) else set())
 
+    def _upload_folder(self, working_dir, *args, **kwargs):
+        "What `push_to_hub` ends with: send the folder, with a card that says what was cut."
+        from vdmini.card import put_card
+        if not kwargs.get("subfolder"): put_card(self, working_dir, args[0] if args else kwargs["repo_id"])
+        return super()._upload_folder(working_dir, *args, **kwargs)
+
 class VDMiniUNet(Cut, UNetSpatioTemporalConditionModel):
     "SVD's U-Net without the blocks that its configuration lists under `dropped`."
 
@@ -205,17 +210,3 @@ def weight_names(
     with torch.device("meta"): shell = type(network).from_config(network.config)
     name_of = {id(t): n for n, t in _tensors(shell).items()}
     return {n: name_of[id(t)] for n, t in _tensors(cut(shell, dropped)).items()}
-
-# %% ../nbs/02_surgery.ipynb #9e5f3300
-@command
-def vdmini_prune(
-    model: str,  # a bundled model, or a folder with a network or a pipeline
-    plan: str = "vdmini",  # a plan's .json file, or "vdmini" for the paper's
-    out: str = "out/student",  # folder for the student; `from_pretrained` reads it
-):
-    "Cut MODEL by a plan and save what is left, whole or not at all."
-    network = load_network(model)
-    student = make_student(network, Plan.load(plan, family_of(network).name))
-    with write_whole(out) as folder: student.save_pretrained(folder)
-    sizes = [sum(p.numel() for p in prunable(m).parameters()) / 1e6 for m in (network, student)]
-    print(f"{sizes[0]:.6f} M -> {sizes[1]:.6f} M parameters; {out}")

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Material', 'world_material', 'folder_material', 'Replay', 'first_layer', 'generate_without', 'observe',
            'weights_hash', 'protocol', 'measures', 'features_of', 'sweep', 'default_detector', 'run_sweep', 'wide',
-           'vdmini_sweep']
+           'material_of', 'vdmini_sweep']
 
 # %% ../nbs/05_sweep.ipynb #fdb55003
 import hashlib
@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from functools import partial
+from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
@@ -236,9 +237,10 @@ def run_sweep(
     out,  # folder for importance.parquet and importance.json
     seed: int = 0,
     progress: bool = True,
+    detector: Detector = None,  # see `sweep`
 ) -> pd.DataFrame:
     "Sweep and save the table with what produced it; a second run after an interruption goes on where the first was."
-    out, detector = out_dir(out), default_detector(material)
+    out, detector = out_dir(out), detector or default_detector(material)
     facts = protocol(teacher, material, detector, level=level, seed=seed)
     key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
     parts = out_dir(out / f".sweep-{key}")
@@ -258,10 +260,16 @@ def wide(
     rows = table[table.level == level]
     return rows.pivot(index="block", columns="metric", values="value")[list(rows.metric.unique())].loc[list(rows.block.unique())]
 
-def _material(teacher: Teacher, data: str | None, n: int, seed: int, *size: int) -> Material:
-    "Clips from a folder; without one from the generated world, for the model that was trained on it."
+def material_of(
+    teacher: Teacher,
+    data: str | None,  # folder of videos or shards; None: the generated world, for the model that was trained on it
+    n: int,  # clips
+    seed: int,  # of the generated world
+    *size: int | None,  # frames, height and width; None: the family's own
+) -> Material:
+    "What a command measures with; raises `BadInput` for a size that does not fit, or where clips are missing."
     own = clip_size(teacher.family)
-    size = tuple(o if s is None else s for s, o in zip(size, own))
+    size = tuple(o if s is None else s for s, o in zip_longest(size, own))
     latent_size(teacher.family, *size)
     if data: return folder_material(teacher, data, n, size)
     if "motion" in teacher.family.sampler.takes and size == own: return world_material(n, seed)
@@ -278,6 +286,7 @@ def vdmini_sweep(
     frames: int = None,  # of the clips; without it, as many as the family's own
     height: int = None,  # of the clips, in pixels; without it, the family's own
     width: int = None,  # of the clips, in pixels; without it, the family's own
+    detector: str = None,  # tiny, transnet or i3d; without it, tiny for the generated world, transnet for footage
     steps: int = None,  # of the sampler; without it, the family's own
     guidance: float = None,  # strength of guidance; without it, the family's own
     base: str = None,  # where VAE and encoders come from, if MODEL holds nothing but a network
@@ -286,11 +295,12 @@ def vdmini_sweep(
 ):
     "Leave out one block of MODEL after the other and measure what becomes of its clips."
     out_dir(out)
-    place, teacher = placement(device, dtype), load_teacher(model, base=base)
+    place, judge, teacher = placement(device, dtype), load_detector(detector) if detector else None, load_teacher(model, base=base)
     teacher = teacher.to(**place).sampled(**{k: v for k, v in dict(steps=steps, guidance=guidance).items() if v is not None})
-    material = _material(teacher, data, videos, seed, frames, height, width)
+    material = material_of(teacher, data, videos, seed, frames, height, width)
     skipped = material.source.get("skipped", [])
     if skipped: print(f"{len(skipped)} files skipped: " + "; ".join(f"{name} ({why})" for name, why in skipped))
-    table = run_sweep(teacher, material, level, out, seed)
+    judge = judge or default_detector(material)
+    table = run_sweep(teacher, material, level, out, seed, detector=judge)
     for l in table.level.unique(): print(wide(table, l).round(3).to_string(), "\n")
-    print(default_detector(material).label, "->", Path(out) / "importance.parquet")
+    print(judge.label, "->", Path(out) / "importance.parquet")

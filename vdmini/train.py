@@ -23,7 +23,7 @@ from torch.distributed.fsdp import FSDPModule
 from .core import BadInput, choose, command, samples, write_whole
 from .corpus import Corpus, encoded, opened
 from .families import FAMILIES, clip_size, family_of
-from .processes import accelerator_of, anywhere, as_in, first, load_moments, load_weights, one_voice, together, whole
+from .processes import accelerator_of, anywhere, as_in, first, gathered, load_moments, load_weights, one_voice, together
 from .recipe import TrainConfig, draw
 from .rewards import Reward
 from .runs import (Console, Log, Stopped, alone, asked_to_leave, checkpoints, claim, place, random_states, restore_random_states,
@@ -43,7 +43,7 @@ def averaged(
     bench: Bench,
 ) -> nn.Module:  # in a process other than the first without weights, where these lie in pieces
     "The student with its averaged weights."
-    average, kind = whole(bench.average, keep=bench.accelerator.is_main_process), _kind(bench.net)
+    average, kind = gathered(bench.average, keep=bench.accelerator.is_main_process), _kind(bench.net)
     with torch.device("meta"): student = kind.from_config(bench.net.config)
     if all(v is not None for v in average.values()): student.load_state_dict(average, assign=True)
     return student
@@ -58,7 +58,8 @@ def save(
 ) -> Path:
     "A checkpoint of a run, written by the first process; raises `Stopped` where the disk does not take it."
     a = bench.accelerator
-    student, state = averaged(bench), whole(dict(net=bench.net.state_dict(), optimisers=[o.state_dict() for o in bench.optimisers]), a.is_main_process)
+    pieces = dict(net=bench.net.state_dict(), optimisers=[o.state_dict() for o in bench.optimisers])
+    student, state = averaged(bench), gathered(pieces, keep=a.is_main_process)
     def write(folder: Path) -> None:
         student.save_pretrained(folder / "student")
         torch.save(state | dict(step=bench.step, heads=bench.heads.state_dict(), random=random_states()), folder / "state.pt")
@@ -137,7 +138,8 @@ def _possible(config: TrainConfig, teacher: Teacher, processes: int, tracker: st
     if latents and not Path(latents).is_file(): raise BadInput(f"{latents}: no such file; expected one that vdmini_encode wrote")
     if (rewards or not latents) and teacher.vae is None: raise BadInput(f"{teacher.source} came without its VAE; expected it, or a file of encoded clips and no rewards")
     if (part := config.batch // config.accumulation) % processes:
-        raise BadInput(f"{processes} processes cannot share {part} clips equally: a batch of {config.batch} in {config.accumulation} parts")
+        raise BadInput(f"{processes} processes cannot share {part} clips equally: a batch of {config.batch} in {config.accumulation} parts; "
+                       f"expected a batch that is a multiple of {processes * config.accumulation}")
 
 def _suits(corpus: Corpus, config: TrainConfig, rewards: tuple) -> None:
     if config.entry == "image" and "image" not in corpus.told: raise BadInput(f"entry 'image', but {config.family} is shown no first frame; expected 'noise'")
