@@ -15,7 +15,7 @@ from vdmini.consistency import ConsistencyDistillation
 from vdmini.core import BadInput
 from vdmini.corpus import Corpus, encoded
 from vdmini.families import FAMILIES, clip_size
-from vdmini.launch import Run, sample_clips
+from vdmini.launch import Run, launch, sample_clips
 from vdmini.recipe import TrainConfig, draw
 from vdmini.rewards import Reward
 from vdmini.runs import read_log
@@ -144,6 +144,19 @@ def test_going_on_gives_what_an_undisturbed_run_gives(trained, latents, tmp_path
     assert ours == theirs
     one, two = (load_network(str(o / "student")) for o in (tmp_path, trained[T2V]))
     assert weights_hash(one) == weights_hash(two)
+
+
+@pytest.mark.slow
+def test_launched_in_a_process_of_its_own(data, tmp_path):
+    "By name and base, from videos; in parts of another size than the recipe's."
+    teacher_of(SVD).network.save_pretrained(tmp_path / "net")
+    teacher_of(SVD).pipeline.save_pretrained(tmp_path / "pipe")
+    config = TrainConfig.paper(SVD, steps=2, size=(2, 64, 128))
+    where = dict(data=str(data[SVD]), base=tmp_path / "pipe")
+    run = launch(tmp_path / "net", Plan.paper(SVD), tmp_path / "run", config, **where)
+    run.wait(120)
+    assert run.status()["student"] and run.config == config, run.said(5)
+    assert tuple(Corpus.load(tmp_path / "run" / "latents.safetensors").x_0.shape[1:]) == (2, 4, 8, 16)
 
 
 # --- one step
