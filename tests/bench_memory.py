@@ -20,9 +20,9 @@ from vdmini.count import LiveBytes
 from vdmini.families import FAMILIES, Family, clip_size
 from vdmini.judge import MCA, Heads
 from vdmini.recipe import Part, TrainConfig
+from vdmini.step import Bench, losses, recompute
 from vdmini.surgery import Plan, make_student
 from vdmini.teachers import Teacher
-from vdmini.train import Bench, losses, recompute
 
 
 @contextmanager
