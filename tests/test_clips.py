@@ -211,3 +211,11 @@ def test_clips_that_cannot_be_written_leave_nothing(tmp_path, ball):
     (tmp_path / "file").touch()
     with pytest.raises(BadInput, match="cannot write"):
         write_clip(ball, tmp_path / "file" / "b.mp4")
+
+
+@pytest.mark.parametrize("width", [16, 32, 48, 64, 80, 96])
+def test_narrow_videos(ball, tmp_path, width):
+    "decord opens those of 48 pixels, and fails on their frames."
+    path = write_clip(ball[:6, :, :, :width] if width <= 64 else ball[:6].repeat(1, 1, 1, 2)[..., :width], tmp_path / "n.mp4")
+    assert torch.allclose(read_clip(path), in_order(path), atol=2 / 255)
+    assert read_frames(path, [4, 1, 4]).shape == (3, 3, 48, width)

@@ -7,6 +7,7 @@ __all__ = ['SEEKABLE', 'SEEKABLE_CODECS', 'SUFFIXES', 'VideoFacts', 'video_facts
            'write_clip', 'Windows', 'listed', 'video_files', 'usable_files', 'choose_windows', 'cut_windows', 'windows']
 
 # %% ../nbs/03_clips.ipynb #6fa9f7ab
+from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
@@ -127,12 +128,14 @@ def read_frames(
     if not wanted: raise BadInput(f"{path}: no frame was asked for; it has {facts.frames}")
     if min(wanted) < 0 or max(wanted) >= facts.frames:
         raise BadInput(f"{path}: frames {min(wanted)} to {max(wanted)} were asked for; it has {facts.frames}, from 0")
+    return rearrange(torch.from_numpy(np.stack(_frames(path, facts, wanted, size))), "f h w c -> f c h w").contiguous()
+
+def _frames(path, facts: VideoFacts, wanted: list[int], size) -> list[np.ndarray]:
     reader = _decord_reader(path, facts)
-    if reader is not None: frames = [fit(f, size) for f in _jump(reader, wanted)]
-    else:
-        found = {i: fit(f, size) for i, f in _in_order(path, wanted)}
-        frames = [found[i] for i in wanted]
-    return rearrange(torch.from_numpy(np.stack(frames)), "f h w c -> f c h w").contiguous()
+    with suppress(Exception):  # decord opens videos that are 48 pixels wide, and then cannot copy their frames
+        if reader is not None: return [fit(f, size) for f in _jump(reader, wanted)]
+    found = {i: fit(f, size) for i, f in _in_order(path, wanted)}
+    return [found[i] for i in wanted]
 
 def read_clip(
     path,  # a video file
