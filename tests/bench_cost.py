@@ -13,6 +13,7 @@ import torch
 from vdmini.blocks import prunable
 from vdmini.cost import cost
 from vdmini.families import FAMILIES, Family, clip_size, network_inputs
+from vdmini.sampling import moved
 
 FULL = [name for name in FAMILIES if FAMILIES[name].hub]
 SMALL = [name for name in FAMILIES if name.startswith("tiny-")]
@@ -39,8 +40,7 @@ def network_of(family: Family, device: str, dtype: torch.dtype) -> torch.nn.Modu
 def timed(family: Family, device: str, dtype: torch.dtype, repeats: int):
     "The cost table of a family."
     network = network_of(family, device, dtype)
-    move = lambda v: v.to(device, dtype if v.is_floating_point() else None) if isinstance(v, torch.Tensor) else v
-    inputs = {k: move(v) for k, v in network_inputs(family).items()}
+    inputs = moved(network_inputs(family), device, dtype)
     return cost(network, inputs, repeats=repeats), sum(p.numel() for p in prunable(network).parameters())
 
 

@@ -17,7 +17,7 @@ import pandas as pd
 from torch import Tensor
 
 from .clips import SUFFIXES, choose_windows, cut_windows, listed, usable_files, video_files
-from .core import BadInput, choose
+from .core import BadInput
 
 # %% ../nbs/03c_captions.ipynb #d10a170a
 TABLES = tuple(f"{name}.{kind}" for name in ("captions", "metadata") for kind in ("jsonl", "csv", "parquet"))

@@ -20,6 +20,7 @@ from .core import BadInput, choose, command, out_dir, save_table
 from .count import Part, count, count_params, highest, parts, segments, spent, sum_up
 from .families import clip_size, family_of, latent_size, network_inputs, skeleton
 from .surgery import Plan, dropped_from, make_student
+from .sampling import moved
 from .teachers import load_network, placement
 
 # %% ../nbs/06b_cost.ipynb #17b7bd6b
@@ -123,9 +124,6 @@ def readable(
                          "latency (ms)": t.latency_ms, "peak (MiB)": t.peak_bytes / 2**20}).round(3)
 
 # %% ../nbs/06b_cost.ipynb #bcceef33
-def _placed(value, device: str, dtype: torch.dtype):  # whole numbers stay whole
-    return value.to(device, dtype if value.is_floating_point() else None) if isinstance(value, Tensor) else value
-
 def _network(model: str, plan: str, count_only: bool) -> nn.Module:
     "The network to weigh: without weights where they are not needed, cut where a plan is given."
     network = skeleton(model) if count_only else load_network(model)
@@ -160,7 +158,7 @@ def vdmini_cost(
     levels_of(network, level)
     latent = latent_size(family_of(network), frames, height, width)
     nn.Module.to(network, **place if not count_only else dict(dtype=place["dtype"]))
-    inputs = {k: _placed(v, **place) for k, v in network_inputs(family_of(network), latent=latent).items()}
+    inputs = moved(network_inputs(family_of(network), latent=latent), **place)
     folder = out_dir(out) if out else None
     table = cost(network, inputs, level, repeats, count_only=count_only)
     if folder: save_table(table, folder / "cost.parquet", model=model, plan=plan, level=level, device=device, dtype=dtype,

@@ -21,7 +21,7 @@ from .compare import compare
 from .core import BadInput, choose, command, out_dir, save_table, write_whole
 from .cost import cost
 from .detectors import Detector
-from .families import clip_size, latent_size
+from .families import asked_size
 from .pictures import plot_clips, plot_frames
 from .plots import plot_cost, plot_drift, plot_factors, plot_importance
 from .report import Section, write_report
@@ -159,9 +159,7 @@ def vdmini_generate(
 ):
     "Generate one clip."
     place, teacher = placement(device, dtype), load_teacher(model, base=base)
-    latent_size(teacher.family, frames, height, width)
-    size = tuple(own if n is None else n for n, own in zip((frames, height, width), clip_size(teacher.family)))
-    settings = teacher.settings(**{k: v for k, v in dict(steps=steps, guidance=guidance).items() if v is not None})
+    size, settings = asked_size(teacher.family, frames, height, width), teacher.settings(steps=steps, guidance=guidance)
     request = _request(teacher, size, image, prompt, direction, speed, seed)
     clip = teacher.to(**place).answer(request, seed, size=size, **settings)[0]
     write_clip(clip, out, scale=scale or max(1, 256 // max(size[1:])))

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FAMILIES', 'Kind', 'Stage', 'Layout', 'Family', 'add', 'add_small', 'network_folder', 'folder_config', 'skeleton',
-           'family_of', 'network_inputs', 'clip_size', 'latent_size']
+           'family_of', 'network_inputs', 'clip_size', 'asked_size', 'latent_size']
 
 # %% ../nbs/00a_entry.ipynb #4c7df5ed
 import json
@@ -157,13 +157,13 @@ def clip_size(
     f, _, h, w = latent or family.latent
     return (f - 1) * family.stride + 1, h * family.factor, w * family.factor
 
-def latent_size(
+def asked_size(
     family: Family,
     frames: int = None,  # of the clip; None: the family's own
     height: int = None,  # of the clip, in pixels; None: the family's own
     width: int = None,  # of the clip, in pixels; None: the family's own
-) -> tuple[int, int, int, int]:  # frames, channels, height, width of its latent
-    "The latent size of a clip; raises `BadInput` with the nearest size that the network takes."
+) -> tuple[int, int, int]:  # frames, height and width in pixels
+    "The size of a clip; raises `BadInput` with the nearest size that the network takes."
     frames, height, width = size = tuple(own if n is None else n for n, own in zip((frames, height, width), clip_size(family)))
     step, most = family.factor * family.multiple, family.longest or clip_size(family)[0]
     near = min(_nearest(frames, family.stride, 1), most), _nearest(height, step), _nearest(width, step)
@@ -171,4 +171,13 @@ def latent_size(
         each = f", 1 + a multiple of {family.stride} frames" if family.stride > 1 else ""
         raise BadInput(f"{_clip(*size)} do not fit {family.name}; nearest: {_clip(*near)} "
                        f"(height × width, multiples of {step}{each}; at most {most} frames)")
+    return size
+
+def latent_size(
+    family: Family,
+    *size: int | None,  # see `asked_size`
+    **named: int | None,
+) -> tuple[int, int, int, int]:  # frames, channels, height, width of its latent
+    "The latent size of a clip; raises `BadInput` with the nearest size that the network takes."
+    frames, height, width = asked_size(family, *size, **named)
     return (frames - 1) // family.stride + 1, family.latent[1], height // family.factor, width // family.factor

@@ -14,12 +14,13 @@ from statistics import median
 
 import pandas as pd
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from .blocks import prunable
 from .compare import compare
 from .core import BadInput, choose, command, out_dir, samples, save_table
 from .detectors import Detector, load_detector
+from .sampling import moved
 from .surgery import Plan, dropped_from, make_student
 from .sweep import Material, default_detector, material_of, protocol, world_material
 from .teachers import Teacher, family_of, load_network, load_teacher, placement
@@ -85,9 +86,7 @@ def _sizes(networks: dict, n: int, seed: int) -> list[pd.DataFrame]:
 
 def _times(networks: dict, teacher: Teacher, repeats: int, seed: int) -> list[pd.DataFrame]:
     if not repeats: return []
-    place = dict(device=teacher.device, dtype=teacher.dtype)
-    inputs = {k: v.to(place["device"], place["dtype"] if v.is_floating_point() else None) if isinstance(v, Tensor) else v for k, v in teacher.inputs().items()}
-    ms = latencies({name: prunable(n) for name, n in networks.items()}, inputs, repeats)
+    ms = latencies({name: prunable(n) for name, n in networks.items()}, moved(teacher.inputs(), teacher.device, teacher.dtype), repeats)
     return [_rows("latency_ms", ms, repeats, seed), _rows("speed_up", {k: ms["teacher"] / v for k, v in ms.items()}, repeats, seed)]
 
 def recovered(
@@ -148,7 +147,7 @@ def vdmini_evaluate(
     path = Path(student) / "student" if (Path(student) / "student").is_dir() else Path(student)
     tuned = load_network(str(path))
     cut = make_student(teacher.network, Plan.dropping(teacher.family.name, *dropped_from(tuned)))
-    teacher = teacher.to(**place).sampled(**dict(steps=steps) if steps else {})
+    teacher = teacher.to(**place).sampled(steps=steps)
     for network in (tuned, cut): nn.Module.to(network, **place)
     material = material_of(teacher, data, videos, 7)
     judge = judge or default_detector(material)

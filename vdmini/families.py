@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['RESIDUAL', 'ATTENTION', 'UNET', 'VDMINI_UNET', 'TEXT_RESIDUAL', 'TEXT_ATTENTION', 'HUNYUAN', 'Preconditioning',
            'svd_inputs', 't2v_inputs', 'decoder_inputs', 'evenly', 'hunyuan_inputs', 'wan_inputs', 'cogvideox_inputs',
-           'FAMILIES', 'Family', 'Kind', 'Layout', 'Stage', 'add', 'clip_size', 'family_of', 'folder_config',
-           'latent_size', 'network_folder', 'network_inputs', 'skeleton', 'SIGMA_MAX']
+           'FAMILIES', 'Family', 'Kind', 'Layout', 'Stage', 'add', 'asked_size', 'clip_size', 'family_of',
+           'folder_config', 'latent_size', 'network_folder', 'network_inputs', 'skeleton', 'SIGMA_MAX']
 
 # %% ../nbs/00e_families.ipynb #4ed35f3d
 from dataclasses import dataclass, replace
@@ -16,14 +16,14 @@ from diffusers import (AutoencoderKLTemporalDecoder, CogVideoXTransformer3DModel
                        UNetSpatioTemporalConditionModel, WanTransformer3DModel)
 from torch import Generator, Tensor
 
-from .entry import (FAMILIES, Family, Kind, Layout, Stage, add, add_small, clip_size, family_of, folder_config, latent_size,
+from .entry import (FAMILIES, Family, Kind, Layout, Stage, add, add_small, asked_size, clip_size, family_of, folder_config, latent_size,
                           network_folder, network_inputs, skeleton)
 from .sampling import COGVIDEOX, HUNYUAN_CLIPS, REBUILT, SIGMA_MAX, SPRITES, SVD, TEMPORAL_VAE, WAN
 from .t2v import T2VTurboUNet, guidance_embedding
 from .t2v_pipeline import IMAGE_VAE, TURBO
 
 # %% ../nbs/00e_families.ipynb #4872228b
-_all_ = ["FAMILIES", "Family", "Kind", "Layout", "Stage", "add", "clip_size", "family_of", "folder_config", "latent_size", "network_folder",
+_all_ = ["FAMILIES", "Family", "Kind", "Layout", "Stage", "add", "asked_size", "clip_size", "family_of", "folder_config", "latent_size", "network_folder",
          "network_inputs", "skeleton", "SIGMA_MAX"]  # whoever asks for families finds them filled in
 
 # %% ../nbs/00e_families.ipynb #f2190ec8

@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +28,7 @@ from .captions import footage, need_captions
 from .core import BadInput, choose, command, out_dir, save_table, write_whole
 from .detectors import Detector, load_detector
 from .metrics import content_drift, flow, frechet, interval, motion_drift, motion_of, resamples
-from .families import SIGMA_MAX, clip_size, latent_size
+from .families import SIGMA_MAX, asked_size, clip_size
 from .plan import ablated
 from .sampling import Request
 from .surgery import dropped_from
@@ -268,11 +267,9 @@ def material_of(
     *size: int | None,  # frames, height and width; None: the family's own
 ) -> Material:
     "What a command measures with; raises `BadInput` for a size that does not fit, or where clips are missing."
-    own = clip_size(teacher.family)
-    size = tuple(o if s is None else s for s, o in zip_longest(size, own))
-    latent_size(teacher.family, *size)
+    size = asked_size(teacher.family, *size)
     if data: return folder_material(teacher, data, n, size)
-    if "motion" in teacher.family.sampler.takes and size == own: return world_material(n, seed)
+    if "motion" in teacher.family.sampler.takes and size == clip_size(teacher.family): return world_material(n, seed)
     raise BadInput(f"{teacher.family.name} needs real clips of {size[0]} frames: name a folder of videos with --data")
 
 @command
@@ -296,7 +293,7 @@ def vdmini_sweep(
     "Leave out one block of MODEL after the other and measure what becomes of its clips."
     out_dir(out)
     place, judge, teacher = placement(device, dtype), load_detector(detector) if detector else None, load_teacher(model, base=base)
-    teacher = teacher.to(**place).sampled(**{k: v for k, v in dict(steps=steps, guidance=guidance).items() if v is not None})
+    teacher = teacher.to(**place).sampled(steps=steps, guidance=guidance)
     material = material_of(teacher, data, videos, seed, frames, height, width)
     skipped = material.source.get("skipped", [])
     if skipped: print(f"{len(skipped)} files skipped: " + "; ".join(f"{name} ({why})" for name, why in skipped))

@@ -17,7 +17,7 @@ from diffusers.models.embeddings import TimestepEmbedding, get_timestep_embeddin
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from .core import BadInput
+from .core import BadInput, some
 
 # %% ../nbs/00b_t2v.ipynb #a89f7360
 def guidance_embedding(
@@ -216,8 +216,6 @@ def _fit(weight: Tensor, like: Tensor) -> Tensor:
     ones = weight.shape[like.ndim:]
     return (weight.reshape(weight.shape[:like.ndim]) if ones and {*ones} == {1} else weight).to(like.dtype)
 
-def _some(names: list[str]) -> str: return f"{len(names)} ({', '.join(names[:3])}{', …' if len(names) > 3 else ''})"
-
 def _placed(state: dict, network: nn.Module, base: bool) -> dict[str, Tensor]:
     "Our name → weight; raises `BadInput` that names what is missing, left over or of another shape."
     keys, like = official_keys(network), network.state_dict()
@@ -229,7 +227,7 @@ def _placed(state: dict, network: nn.Module, base: bool) -> dict[str, Tensor]:
     if any(wrong.values()):
         base_like = {*wrong["missing"]} == {f"{k}.weight" for k in PROJECTIONS}
         hint = "; if it is VideoCrafter2's own checkpoint, ask with base=True" if base_like else ""
-        raise BadInput("; ".join(f"{what}: {_some(sorted(v))}" for what, v in wrong.items() if v) + hint)
+        raise BadInput("; ".join(f"{what}: {some(v)}" for what, v in wrong.items() if v) + hint)
     return weights
 
 def load_official(

@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields
 
 import torch
 from diffusers import HunyuanVideoTransformer3DModel, UNetSpatioTemporalConditionModel
-from einops import rearrange, repeat
+from einops import rearrange
 from torch import Tensor, nn
 
 from .consistency import ConsistencyDistillation
@@ -55,9 +55,7 @@ class SFV:
         told: dict,  # image [b c h w] latent of the first frame, or [b f c h w]; encoder_hidden_states [b n d]; added_time_ids [b 3]
     ) -> Tensor:  # [b f c h w]
         "D(x_t, σ_t) of VDMini eq. 2."
-        image = told["image"]
-        image = image if image.ndim == 5 else repeat(image, "b c h w -> b f c h w", f=x_t.shape[1])
-        return Teacher(None, network, None, "").denoise(x_t, drawn["sigma"], **told | dict(image=image))
+        return Teacher(None, network, None, "").denoise(x_t, drawn["sigma"], **told)
 
     def __call__(self,
         x_hat: Tensor,  # [b f c h w] the student's estimate

@@ -144,10 +144,10 @@ def noise(self: Teacher,
 
 @patch
 def settings(self: Teacher,
-    **changes,  # e.g. steps, guidance
+    **changes,  # e.g. steps, guidance; None: as it is
 ) -> dict:
     "How clips are sampled; raises `BadInput` for a setting that the family does not have."
-    own = self.family.sampler.settings
+    own, changes = self.family.sampler.settings, {k: v for k, v in changes.items() if v is not None}
     for name in changes:
         if not own: raise BadInput(f"{self.family.name} has no settings; {name} came")
         choose(name, own, f"setting of {self.family.name}")
@@ -349,9 +349,12 @@ def load_network(
     model: str = "tiny-svd",  # a family's name (random: before it for random weights), a hub id, a folder with a network or a pipeline, or an official file
 ) -> nn.Module:  # in evaluation mode, float32
     "The prunable network with its weights; raises `BadInput` for an unknown name, another family or damaged weights."
-    from vdmini.surgery import network_class
     if (model := str(model)).startswith(RANDOM): return random_network(model.removeprefix(RANDOM))
-    if (root := root_of(model)).is_file(): return load_official(root).requires_grad_(False)
+    return _network_at(root_of(model), model)
+
+def _network_at(root: Path, model: str) -> nn.Module:
+    from vdmini.surgery import network_class
+    if root.is_file(): return load_official(root).requires_grad_(False)
     folder = root / "vae" if model in FAMILIES and "clips" in FAMILIES[model].sampler.takes else network_folder(root)
     network = load_part(network_class(folder_config(folder)), folder)
     family_of(network)
@@ -392,7 +395,8 @@ def load_teacher(
 ) -> Teacher:
     "A teacher with its weights; raises `BadInput` for an unknown name, damaged weights or parts that are not there."
     if (model := str(model)).startswith(RANDOM): return random_teacher(model.removeprefix(RANDOM), network=network)
-    network, root = load_network(model) if network is None else network, root_of(model)
+    root = root_of(model)
+    network = _network_at(root, model) if network is None else network
     family = family_of(network)
     if "clips" in family.sampler.takes: return Teacher(family, network, network, str(root))
     if not (root / "vae").is_dir(): return _borrowing(family, network, root, base)
