@@ -6,7 +6,6 @@ largest stages. On a GPU the default is every full-size family in bfloat16; with
 """
 
 import argparse
-from contextlib import contextmanager
 
 import torch
 
@@ -14,32 +13,15 @@ from vdmini.blocks import prunable
 from vdmini.cost import cost
 from vdmini.families import FAMILIES, Family, clip_size, network_inputs
 from vdmini.sampling import moved
+from vdmini.teachers import random_network
 
 FULL = [name for name in FAMILIES if FAMILIES[name].hub]
 SMALL = [name for name in FAMILIES if name.startswith("tiny-")]
 
 
-@contextmanager
-def numbers(dtype: torch.dtype):
-    "What new weights are made of."
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)
-
-
-def network_of(family: Family, device: str, dtype: torch.dtype) -> torch.nn.Module:
-    "Random weights, made where they are to be."
-    torch.manual_seed(0)
-    with numbers(dtype), torch.device(device):
-        return family.network_class(**family.config).eval().requires_grad_(False)
-
-
 def timed(family: Family, device: str, dtype: torch.dtype, repeats: int):
     "The cost table of a family."
-    network = network_of(family, device, dtype)
+    network = random_network(family.name, device=device, dtype=dtype)
     inputs = moved(network_inputs(family), device, dtype)
     return cost(network, inputs, repeats=repeats), sum(p.numel() for p in prunable(network).parameters())
 

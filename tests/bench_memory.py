@@ -22,7 +22,7 @@ from vdmini.judge import MCA, Heads
 from vdmini.recipe import Part, TrainConfig
 from vdmini.step import Bench, losses, recompute
 from vdmini.surgery import Plan, make_student
-from vdmini.teachers import Teacher
+from vdmini.teacher import Teacher
 
 
 @contextmanager

@@ -26,7 +26,8 @@ from vdmini.losses import ICD, Features
 from vdmini.recipe import TrainConfig, draw
 from vdmini.sampling import Request
 from vdmini.surgery import Plan
-from vdmini.teachers import Teacher, load_teacher, random_teacher
+from vdmini.teacher import Teacher
+from vdmini.teachers import load_teacher, random_teacher
 from vdmini.train import Bench, bench_of, losses, train_step
 
 CARD_GB = 80

@@ -19,7 +19,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import vdmini.export
-from vdmini import card, checkpoint
+from vdmini import card, checkpoint, places
 from vdmini.card import model_card, push, student_plan
 from vdmini.core import BadInput
 from vdmini.export import vdmini_prune
@@ -369,8 +369,8 @@ def test_only_the_network_is_fetched(wan, tmp_path, plan, monkeypatch):
         wan.save_pretrained(tmp_path / "hub" / "transformer", variant="fp16")
         return tmp_path / "hub"
 
-    monkeypatch.setattr(checkpoint, "snapshot_download", fetch)
-    monkeypatch.setattr(checkpoint, "hub_place", lambda model: ("Wan-AI/Wan2.1-T2V-1.3B-Diffusers", "transformer"))
+    monkeypatch.setattr(places, "snapshot_download", fetch)
+    monkeypatch.setattr(places, "hub_place", lambda model: ("Wan-AI/Wan2.1-T2V-1.3B-Diffusers", "transformer"))
     vdmini_prune("wan-t2v", plan=plan, out=str(tmp_path / "s"), variant="fp16")
     (patterns,) = asked.values()
     assert all(p.startswith("transformer/") for p in patterns) and not any("*" in p and "fp16" not in p for p in patterns)

@@ -11,11 +11,13 @@ from torch.autograd import gradcheck
 
 from vdmini.blocks import blocks
 from vdmini.core import BadInput
+from vdmini.families import FAMILIES, network_inputs
 from vdmini.judge import ENTRIES, MCA, Encoder, Heads
 from vdmini.losses import ICD, Features, pairs
 from vdmini.surgery import Plan, VDMiniUNet, make_student
 from vdmini.tasks import SFV
-from vdmini.teachers import FAMILIES, Teacher, load_teacher, network_inputs
+from vdmini.teacher import Teacher
+from vdmini.teachers import load_teacher
 
 
 @pytest.fixture(scope="module")

@@ -170,7 +170,8 @@ def test_parts_that_are_missing_are_named(folder, tmp_path):
 def test_offline_and_absent(model, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(
-        BadInput, match="(model_index.json and the weights|unet_mg.pt) of .* on this machine.*hf download .*--local-dir DIR"
+        BadInput,
+        match="(model_index.json and the weights|unet_mg.pt) of .*hf download .*--local-dir DIR, then name DIR.* as the model",
     ):
         load_teacher(model)
 

@@ -21,7 +21,8 @@ from vdmini.rewards import CLIPScore, Reward
 from vdmini.surgery import Plan, ablated, cut, make_student
 from vdmini.t2v import T2VTurboUNet, guidance_embedding
 from vdmini.tasks import SFV, FlowMatching, task_of
-from vdmini.teachers import Teacher, load_teacher
+from vdmini.teacher import Teacher
+from vdmini.teachers import load_teacher
 
 SD_NOISE = dict(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
 T2V, FAMILY_NAMES = "tiny-t2v-turbo-v2", ("tiny-svd", "tiny-t2v-turbo-v2", "tiny-hunyuan-video")

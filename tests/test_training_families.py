@@ -22,7 +22,8 @@ from vdmini.runs import read_log
 from vdmini.surgery import Plan, make_student
 from vdmini.sweep import folder_material, weights_hash
 from vdmini.t2v import T2VTurboUNet
-from vdmini.teachers import Teacher, load_network, load_teacher, random_teacher
+from vdmini.teacher import Teacher
+from vdmini.teachers import load_network, load_teacher, random_teacher
 from vdmini.train import bench_of, losses, train, train_step, vdmini_encode, vdmini_train
 
 SVD, T2V, DIT = NAMES = ("tiny-svd-clip", "tiny-t2v-turbo-v2", "tiny-hunyuan-video")

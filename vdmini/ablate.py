@@ -15,7 +15,8 @@ from .evaluate import evaluate
 from .recipe import TrainConfig, encoded
 from .surgery import Plan, make_student
 from .sweep import world_material
-from .teachers import Teacher, load_network, load_teacher
+from .teacher import Teacher
+from .teachers import load_network, load_teacher
 from .train import train
 
 # %% ../nbs/11b_ablate.ipynb #a0f73bfa

@@ -26,7 +26,7 @@ from .core import BadInput, write_whole
 from .families import clip_size, latent_size
 from .metrics import motion_of
 from .sweep import Material, weights_hash
-from .teachers import Teacher
+from .teacher import Teacher
 from .world import World
 
 # %% ../nbs/09d_corpus.ipynb #8c803a60

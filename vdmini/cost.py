@@ -24,13 +24,13 @@ from .sampling import moved
 from .teachers import load_network, placement
 
 # %% ../nbs/06b_cost.ipynb #17b7bd6b
-def _cuda_event():
+def _cuda_event(device: torch.device):
     event = torch.cuda.Event(enable_timing=True)
-    event.record()
+    event.record(torch.cuda.current_stream(device))
     return event
 
 def _clock(device: torch.device) -> tuple[Callable, Callable, Callable]:  # read; difference in ms; wait until all is done
-    if device.type == "cuda": return _cuda_event, lambda a, b: a.elapsed_time(b), partial(torch.cuda.synchronize, device)
+    if device.type == "cuda": return partial(_cuda_event, device), lambda a, b: a.elapsed_time(b), partial(torch.cuda.synchronize, device)
     return time.perf_counter, lambda a, b: 1000 * (b - a), lambda: None
 
 def latency(
@@ -45,6 +45,7 @@ def latency(
     forward, runs, wholes = partial(prunable(network), **inputs), [], []
     for i in range(warmup + repeats):
         log = segments(network, parts, forward, read)
+        wait()  # both forwards find the device idle
         with torch.no_grad(): start, _, end = read(), forward(), read()
         wait()
         if i < warmup: continue
@@ -53,9 +54,9 @@ def latency(
     return {row: median(r[row] for r in runs) for row in {p.own for p in parts}}, median(wholes)
 
 # %% ../nbs/06b_cost.ipynb #aeb10880
-def _cuda_reading() -> tuple[int, int]:  # bytes allocated now; the most since the last reading
-    out = torch.cuda.memory_allocated(), torch.cuda.max_memory_allocated()
-    torch.cuda.reset_peak_memory_stats()
+def _cuda_reading(device: torch.device) -> tuple[int, int]:  # bytes allocated now; the most since the last reading
+    out = torch.cuda.memory_allocated(device), torch.cuda.max_memory_allocated(device)
+    torch.cuda.reset_peak_memory_stats(device)
     return out
 
 PEAK_CPU = "storages of tensors made in one forward (no weights, inputs, kernel scratch), above those alive on entry"
@@ -68,10 +69,10 @@ def measure(
     **times,  # `repeats` and `warmup` of `latency`
 ) -> tuple[dict, float]:  # what `cost` needs beyond `count`; median ms of a whole forward without hooks
     "Measure what counting cannot tell: time, and on a GPU the memory of its own allocator."
-    own, whole = latency(network, parts, inputs, **times)
+    (own, whole), device = latency(network, parts, inputs, **times), next(network.parameters()).device
     out = dict(latency_ms=sum_up(parts, own))
-    if next(network.parameters()).device.type == "cuda":
-        out["peak_bytes"] = highest(segments(network, parts, partial(prunable(network), **inputs), _cuda_reading))
+    if device.type == "cuda":
+        out["peak_bytes"] = highest(segments(network, parts, partial(prunable(network), **inputs), partial(_cuda_reading, device)))
     return out, whole
 
 def cost(
@@ -124,9 +125,9 @@ def readable(
                          "latency (ms)": t.latency_ms, "peak (MiB)": t.peak_bytes / 2**20}).round(3)
 
 # %% ../nbs/06b_cost.ipynb #bcceef33
-def _network(model: str, plan: str, count_only: bool) -> nn.Module:
+def _network(model: str, plan: str, count_only: bool, place: dict) -> nn.Module:
     "The network to weigh: without weights where they are not needed, cut where a plan is given."
-    network = skeleton(model) if count_only else load_network(model)
+    network = nn.Module.to(skeleton(model), dtype=place["dtype"]) if count_only else load_network(model, **place)
     return make_student(network, Plan.load(plan, family_of(network).name)) if plan else network
 
 def _facts(table: pd.DataFrame, network: nn.Module, latent: tuple, inputs: dict) -> dict:
@@ -147,21 +148,25 @@ def vdmini_cost(
     frames: int = None,  # of the clip; without it, as many as the family's own
     height: int = None,  # of the clip, in pixels; without it, the family's own
     width: int = None,  # of the clip, in pixels; without it, the family's own
-    device: str = "cpu",  # e.g. cpu or cuda
-    dtype: str = "float32",  # float32, bfloat16 or float16
+    device: str = None,  # e.g. cpu or cuda; without it, the GPU where there is one
+    dtype: str = None,  # float32, bfloat16 or float16; without it, bfloat16 on a GPU and float32 on the CPU
     count_only: bool = False,  # count without weights; no times
     out: str = None,  # folder for cost.parquet and cost.json
 ):
     "Weigh the blocks of MODEL: parameters, FLOPs, time and memory."
     choose(level, LEVELS, "level")
-    place, network = placement(device, dtype), _network(model, plan, count_only)
+    place = placement(device or ("cpu" if count_only else None), dtype)
+    network = _network(model, plan, count_only, place)
     levels_of(network, level)
     latent = latent_size(family_of(network), frames, height, width)
-    nn.Module.to(network, **place if not count_only else dict(dtype=place["dtype"]))
     inputs = moved(network_inputs(family_of(network), latent=latent), **place)
     folder = out_dir(out) if out else None
     table = cost(network, inputs, level, repeats, count_only=count_only)
-    if folder: save_table(table, folder / "cost.parquet", model=model, plan=plan, level=level, device=device, dtype=dtype,
+    if folder: save_table(table, folder / "cost.parquet", model=model, plan=plan, level=level, device=place["device"], dtype=str(place["dtype"]),
                           repeats=None if count_only else repeats, count_only=count_only, **_facts(table, network, latent, inputs))
     print(readable(table, level).to_string(float_format="{:,.3f}".format))
-    if not count_only: print(f"a whole forward without hooks: {table.attrs['whole_ms']:.1f} ms (median of {repeats})")
+    if not count_only: print(_beside(table, repeats))
+
+def _beside(table: pd.DataFrame, repeats: int) -> str:
+    whole, added = table.attrs["whole_ms"], table.set_index("block").latency_ms["total"]
+    return f"a whole forward without hooks: {whole:.1f} ms (median of {repeats}); the rows add up to {added / whole:.3f} of it"

@@ -28,7 +28,8 @@ from .report import Section, write_report
 from .sampling import Request
 from .surgery import Plan, make_student
 from .sweep import Material, default_detector, generate_without, protocol, run_sweep, wide, world_material
-from .teachers import Teacher, load_teacher, placement
+from .teacher import Teacher
+from .teachers import load_teacher, placement
 from .world import DIRECTIONS, SPEEDS
 
 # %% ../nbs/13_demo.ipynb #9796dcd5
@@ -151,17 +152,17 @@ def vdmini_generate(
     steps: int = None,  # of the sampler; without it, the family's own
     guidance: float = None,  # strength of guidance; without it, the family's own
     base: str = None,  # where VAE and encoders come from, if MODEL holds nothing but a network
-    device: str = "cpu",  # e.g. cpu or cuda
-    dtype: str = "float32",  # float32, bfloat16 or float16
+    device: str = None,  # e.g. cpu or cuda; without it, the GPU where there is one
+    dtype: str = None,  # float32, bfloat16 or float16; without it, bfloat16 on a GPU and float32 on the CPU
     seed: int = 0,
     scale: int = None,  # enlarge the frames so many times, crisply; without it, small ones to about 256 pixels
     out: str = "out/clip.mp4",  # .mp4, .gif or .webp
 ):
     "Generate one clip."
-    place, teacher = placement(device, dtype), load_teacher(model, base=base)
+    teacher = load_teacher(model, base=base, **placement(device, dtype))
     size, settings = asked_size(teacher.family, frames, height, width), teacher.settings(steps=steps, guidance=guidance)
     request = _request(teacher, size, image, prompt, direction, speed, seed)
-    clip = teacher.to(**place).answer(request, seed, size=size, **settings)[0]
+    clip = teacher.answer(request, seed, size=size, **settings)[0]
     write_clip(clip, out, scale=scale or max(1, 256 // max(size[1:])))
     print(out)
 

@@ -74,6 +74,11 @@ class Family:
     multiple: int = 8  # latent height and width must be multiples of it: the network halves them, or cuts them to patches
     longest: int = 0  # most frames of a clip that it was built for; 0: as many as its own
 
+    @property
+    def component(self) -> str:  # "unet", "transformer" or "vae"
+        "What its network is called in its pipeline, and the folder that holds it there."
+        return "vae" if self.layout.root else "unet" if self.layout.skips else "transformer"
+
 FAMILIES: dict[str, Family] = {}  # name → family
 
 def add(

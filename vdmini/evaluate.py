@@ -23,7 +23,9 @@ from .detectors import Detector, load_detector
 from .sampling import moved
 from .surgery import Plan, dropped_from, make_student
 from .sweep import Material, default_detector, material_of, protocol, world_material
-from .teachers import Teacher, family_of, load_network, load_teacher, placement
+from .families import family_of
+from .teacher import Teacher
+from .teachers import load_network, load_teacher, placement
 
 # %% ../nbs/11_evaluate.ipynb #9ff9da35
 def published(
@@ -137,18 +139,17 @@ def vdmini_evaluate(
     detector: str = None,  # tiny, transnet or i3d; default: tiny for the generated world, transnet for footage
     steps: int = None,  # of the sampler; without it, the family's own
     base: str = None,  # where VAE and encoders come from, if MODEL holds nothing but a network
-    device: str = "cpu",  # e.g. cpu or cuda
-    dtype: str = "float32",  # float32, bfloat16 or float16
+    device: str = None,  # e.g. cpu or cuda; without it, the GPU where there is one
+    dtype: str = None,  # float32, bfloat16 or float16; without it, bfloat16 on a GPU and float32 on the CPU
     seed: int = 0,
     out: str = "out/evaluate",  # folder for evaluation.parquet and evaluation.json
 ):
     "Hold a student of MODEL against its teacher: quality, size and speed, next to what is published."
-    folder, place, judge, teacher = out_dir(out), placement(device, dtype), load_detector(detector) if detector else None, load_teacher(model, base=base)
+    folder, place, judge = out_dir(out), placement(device, dtype), load_detector(detector) if detector else None
+    teacher = load_teacher(model, base=base, **place).sampled(steps=steps)
     path = Path(student) / "student" if (Path(student) / "student").is_dir() else Path(student)
-    tuned = load_network(str(path))
+    tuned = load_network(str(path), **place)
     cut = make_student(teacher.network, Plan.dropping(teacher.family.name, *dropped_from(tuned)))
-    teacher = teacher.to(**place).sampled(steps=steps)
-    for network in (tuned, cut): nn.Module.to(network, **place)
     material = material_of(teacher, data, videos, 7)
     judge = judge or default_detector(material)
     table = evaluate(teacher, {"cut, not tuned": cut, "student": tuned}, material, judge, seed)

@@ -20,7 +20,8 @@ from .blocks import blocks, layout_of
 from .core import BadInput, choose
 from .losses import Features, full, karras, per_clip, spread
 from .tasks import task_of
-from .teachers import Preconditioning, Teacher
+from .families import Preconditioning
+from .teacher import Teacher
 
 # %% ../nbs/09b_judge.ipynb #a5f4069c
 EYES_SHARE, EYES_MOST = .5, 4  # a transformer's judge looks at this share of its first stage, in at most so many places

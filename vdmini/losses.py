@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from .blocks import block, blocks, layout_of, module_of
 from .core import BadInput, choose
 from .surgery import Plan, cut
-from .teachers import SIGMA_MAX, family_of, skeleton
+from .families import SIGMA_MAX, family_of, skeleton
 
 # %% ../nbs/09_losses.ipynb #d1bf2757
 class _Enough(Exception): "All features are there; what follows in the forward is not needed."

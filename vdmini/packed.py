@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from .core import BadInput, samples, write_whole
 from .surgery import Plan, make_student, weight_names
-from .teachers import family_of, load_teacher
+from .families import family_of
+from .teachers import load_teacher
 
 # %% ../nbs/10c_packed.ipynb #f4432da3
 LARGEST = torch.finfo(torch.float8_e4m3fn).max

@@ -24,7 +24,7 @@ from .recipe import Part, TrainConfig
 from .rewards import Reward
 from .runs import Stopped
 from .surgery import Plan, make_student
-from .teachers import Teacher
+from .teacher import Teacher
 
 # %% ../nbs/10_step.ipynb #db198084
 @dataclass

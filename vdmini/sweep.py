@@ -32,7 +32,8 @@ from .families import SIGMA_MAX, asked_size, clip_size
 from .plan import ablated
 from .sampling import Request
 from .surgery import dropped_from
-from .teachers import Teacher, clip_seeds, load_teacher, placement
+from .teacher import Teacher, clip_seeds
+from .teachers import load_teacher, placement
 from .world import FACTORS, World
 
 # %% ../nbs/05_sweep.ipynb #18f72b54
@@ -287,13 +288,13 @@ def vdmini_sweep(
     steps: int = None,  # of the sampler; without it, the family's own
     guidance: float = None,  # strength of guidance; without it, the family's own
     base: str = None,  # where VAE and encoders come from, if MODEL holds nothing but a network
-    device: str = "cpu",  # e.g. cpu or cuda
-    dtype: str = "float32",  # float32, bfloat16 or float16
+    device: str = None,  # e.g. cpu or cuda; without it, the GPU where there is one
+    dtype: str = None,  # float32, bfloat16 or float16; without it, bfloat16 on a GPU and float32 on the CPU
 ):
     "Leave out one block of MODEL after the other and measure what becomes of its clips."
     out_dir(out)
-    place, judge, teacher = placement(device, dtype), load_detector(detector) if detector else None, load_teacher(model, base=base)
-    teacher = teacher.to(**place).sampled(steps=steps, guidance=guidance)
+    place, judge = placement(device, dtype), load_detector(detector) if detector else None
+    teacher = load_teacher(model, base=base, **place).sampled(steps=steps, guidance=guidance)
     material = material_of(teacher, data, videos, seed, frames, height, width)
     skipped = material.source.get("skipped", [])
     if skipped: print(f"{len(skipped)} files skipped: " + "; ".join(f"{name} ({why})" for name, why in skipped))

@@ -20,7 +20,7 @@ from .core import BadInput, choose
 from .families import FAMILIES, Family
 from .losses import full, karras, per_clip, pseudo_huber
 from .t2v import T2VTurboUNet
-from .teachers import Teacher
+from .teacher import Teacher
 
 # %% ../nbs/09a_tasks.ipynb #f91c8cb9
 @dataclass(frozen=True)

@@ -24,7 +24,9 @@ from .detectors import ClipClassifier, load_detector, reading
 from .losses import pseudo_huber
 from .metrics import frechet
 from .surgery import network_class
-from .teachers import FAMILIES, SIGMA_MAX, Teacher, load_teacher
+from .families import FAMILIES, SIGMA_MAX
+from .teacher import Teacher
+from .teachers import load_teacher
 from .world import FACTORS, World
 
 # %% ../nbs/14_tiny.ipynb #7ad1b77d

@@ -32,7 +32,9 @@ from .step import Bench, bench_of, game, losses, train_step
 from .surgery import Plan, dropped_from
 from .sweep import weights_hash
 from .tasks import task_of
-from .teachers import RANDOM, Teacher, load_network, load_teacher, root_of
+from .places import locate
+from .teacher import Teacher
+from .teachers import RANDOM, load_network, load_teacher
 from .trackers import TRACKERS, Tracker
 
 # %% ../nbs/10_train.ipynb #fe82a884
@@ -194,7 +196,8 @@ def _teacher(model: str, base: str | None, latents: str | None) -> Teacher:
     _known(model)
     if not latents: return load_teacher(model, base=base)
     network = load_network(model)
-    return Teacher(family_of(network), network, None, "random weights" if model.startswith(RANDOM) else str(root_of(model)))
+    source = "random weights" if model.startswith(RANDOM) else samples(family.bundled) if (family := FAMILIES.get(model)) and family.bundled else locate(model)
+    return Teacher(family_of(network), network, None, str(source))
 
 def _sized(recipe: TrainConfig, *asked: int | None) -> TrainConfig:  # frames, height, width
     own = recipe.size or clip_size(FAMILIES[recipe.family])
