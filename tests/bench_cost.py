@@ -1,8 +1,9 @@
 """Do the times of the blocks add up to the forward? python tests/bench_cost.py [FAMILY …] [--repeats 10]
 
 For each family a network with random weights is timed at the family's own (the paper's) sizes: every block by hooks, with CUDA
-events on a GPU, and in turns with that the whole forward without hooks; both are medians. Printed is their ratio, and the
-largest stages. On a GPU the default is every full-size family in bfloat16; without one, the small twins on the CPU in float32.
+events on a GPU, and in turns with that the whole forward without hooks; both are means of the middle half. Printed is their
+ratio, and the largest stages. On a GPU the default is every full-size family in bfloat16; without one, the small twins on the
+CPU in float32.
 """
 
 import argparse

@@ -22,6 +22,7 @@ import vdmini.export
 from vdmini import card, checkpoint, places
 from vdmini.card import model_card, push, student_plan
 from vdmini.core import BadInput
+from vdmini.cost import vdmini_cost
 from vdmini.export import vdmini_prune
 from vdmini.families import FAMILIES, skeleton
 from vdmini.plan import Plan
@@ -375,6 +376,29 @@ def test_only_the_network_is_fetched(wan, tmp_path, plan, monkeypatch):
     (patterns,) = asked.values()
     assert all(p.startswith("transformer/") for p in patterns) and not any("*" in p and "fp16" not in p for p in patterns)
     assert equal(stored(tmp_path / "s"), make_student(wan, PLAN).state_dict())
+
+
+def test_counting_fetches_no_weights(wan, tmp_path, monkeypatch):
+    asked = []
+
+    def fetch(repo, allow_patterns):
+        asked.append((repo, allow_patterns))
+        wan.save_config(tmp_path / "hub" / "transformer")
+        return tmp_path / "hub"
+
+    monkeypatch.setattr(places, "snapshot_download", fetch)
+    assert skeleton("someone/clips").state_dict().keys() == wan.state_dict().keys()
+    vdmini_cost("someone/clips", level="stage", count_only=True)
+    assert asked == [("someone/clips", ["config.json", "unet/config.json", "transformer/config.json"])] * 2
+
+
+def test_official_files_are_counted(tmp_path, capsys):
+    torch.manual_seed(0)
+    network = FAMILIES["tiny-t2v-turbo-v2"].network_class(**FAMILIES["tiny-t2v-turbo-v2"].config)
+    names = official_keys(network)
+    torch.save({names[k]: w for k, w in network.state_dict().items()}, tmp_path / "unet.pt")
+    vdmini_cost(str(tmp_path / "unet.pt"), level="stage", count_only=True)
+    assert f"{sum(p.numel() for p in network.parameters()) / 1e6:.3f}" in capsys.readouterr().out
 
 
 @pytest.fixture

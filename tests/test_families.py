@@ -18,7 +18,7 @@ from vdmini.families import FAMILIES, clip_size, family_of, network_inputs, skel
 from vdmini.plan import Plan, ablated
 from vdmini.plots import execution_order
 from vdmini.surgery import dropped_from, make_student, network_class
-from vdmini.teachers import load_network
+from vdmini.teachers import load_network, random_teacher
 
 BIN = Path(sys.executable).parent
 FULL = {  # parameters
@@ -107,6 +107,28 @@ def test_counts_at_full_size(name):
     assert clip_size(FAMILIES[name]) == CLIPS[name]
     if name in STUDENTS:
         assert count(make_student(network, Plan.paper(name))) == STUDENTS[name]
+
+
+@pytest.mark.parametrize("scales", [dict(motion_cond_proj_dim=None), dict(motion_cond_proj_dim=None, time_cond_proj_dim=None)])
+def test_networks_of_other_guidance_are_of_the_family(scales, tmp_path, capsys):
+    "unet_no_mg.pt's, and VideoCrafter2's: counted, timed, cut, and read back like the one with both scales."
+    name = "tiny-t2v-turbo-v2"
+    torch.manual_seed(0)
+    network = FAMILIES[name].network_class(**FAMILIES[name].config | scales).eval()
+    family = family_of(network)
+    assert (family.name, family.layout) == (name, FAMILIES[name].layout)
+    network.save_pretrained(tmp_path / "net")
+    vdmini_cost(str(tmp_path / "net"), level="stage", repeats=1)
+    vdmini_cost(str(tmp_path / "net"), level="stage", count_only=True)
+    vdmini_prune(str(tmp_path / "net"), out=str(tmp_path / "student"))
+    student = load_network(tmp_path / "student")
+    torch.testing.assert_close(output(student, family), output(make_student(network, Plan.paper(name)), family))
+    teacher = random_teacher(name, network=network)
+    if family.config["time_cond_proj_dim"]:
+        assert teacher.generate(prompts=("rain",), steps=2).shape == (1, *clip_size(family)[:1], 3, *clip_size(family)[1:])
+    else:
+        with pytest.raises(BadInput, match="embedded guidance"):
+            teacher.generate(prompts=("rain",), steps=2)
 
 
 @each_tiny

@@ -7,9 +7,10 @@ __all__ = ['PEAK_CPU', 'PEAK_CUDA', 'latency', 'measure', 'cost', 'summands', 'r
 
 # %% ../nbs/06b_cost.ipynb #3f557678
 import time
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
-from statistics import median
+from statistics import mean
 
 import pandas as pd
 import torch
@@ -39,7 +40,7 @@ def latency(
     inputs: dict,  # keyword arguments of one forward, on the network's device
     repeats: int = 10,  # forwards that count
     warmup: int = 2,  # forwards before them that do not
-) -> tuple[dict, float]:  # row → median ms of its own; median ms of a whole forward without hooks
+) -> tuple[dict, float]:  # row → ms of its own; ms of a whole forward without hooks; both means of the middle half of the forwards
     "Time forwards with and without hooks in turn, so that whatever else the machine does hits both alike."
     read, difference, wait = _clock(next(network.parameters()).device)
     forward, runs, wholes = partial(prunable(network), **inputs), [], []
@@ -51,7 +52,12 @@ def latency(
         if i < warmup: continue
         runs.append(spent(log, difference))
         wholes.append(difference(start, end))
-    return {row: median(r[row] for r in runs) for row in {p.own for p in parts}}, median(wholes)
+    middle = _middle(runs, Counter.total)
+    return {row: mean(r[row] for r in middle) for row in {p.own for p in parts}}, mean(_middle(wholes))
+
+def _middle(runs: list, key: Callable = None) -> list:
+    "Without the fastest and the slowest quarter."
+    return sorted(runs, key=key)[len(runs) // 4:len(runs) - len(runs) // 4]
 
 # %% ../nbs/06b_cost.ipynb #aeb10880
 def _cuda_reading(device: torch.device) -> tuple[int, int]:  # bytes allocated now; the most since the last reading
@@ -67,7 +73,7 @@ def measure(
     parts: list[Part],
     inputs: dict,  # keyword arguments of one forward, on the network's device
     **times,  # `repeats` and `warmup` of `latency`
-) -> tuple[dict, float]:  # what `cost` needs beyond `count`; median ms of a whole forward without hooks
+) -> tuple[dict, float]:  # what `cost` needs beyond `count`; ms of a whole forward without hooks
     "Measure what counting cannot tell: time, and on a GPU the memory of its own allocator."
     (own, whole), device = latency(network, parts, inputs, **times), next(network.parameters()).device
     out = dict(latency_ms=sum_up(parts, own))
@@ -136,8 +142,8 @@ def _facts(table: pd.DataFrame, network: nn.Module, latent: tuple, inputs: dict)
     return dict(family=family.name, **dict(zip(("frames", "height", "width"), clip_size(family, latent))),
                 dropped=list(dropped_from(network)), **table.attrs,
                 inputs={k: list(v.shape) if isinstance(v, Tensor) else v for k, v in inputs.items()},
-                protocol="flops: 2 per multiply-add with a weight, fused attention apart in attention_flops; latency_ms: medians "
-                         "of hooked forwards, parents are sums, whole_ms is the median without hooks; peak_bytes: see peak")
+                protocol="flops: 2 per multiply-add with a weight, fused attention apart in attention_flops; latency_ms: means "
+                         "of the middle half of hooked forwards, parents are sums; whole_ms: the same without hooks; peak_bytes: see peak")
 
 @command
 def vdmini_cost(
@@ -169,4 +175,4 @@ def vdmini_cost(
 
 def _beside(table: pd.DataFrame, repeats: int) -> str:
     whole, added = table.attrs["whole_ms"], table.set_index("block").latency_ms["total"]
-    return f"a whole forward without hooks: {whole:.1f} ms (median of {repeats}); the rows add up to {added / whole:.3f} of it"
+    return f"a whole forward without hooks: {whole:.1f} ms ({repeats} timed); the rows add up to {added / whole:.3f} of it"

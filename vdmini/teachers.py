@@ -76,7 +76,7 @@ def random_teacher(
     if network is None: network = random_network(name, seed, device, dtype)
     with dice(seed + 1, device, dtype):
         vae = network if family.component == "vae" else family.sampler.vae_class(**family.sampler.vae).eval().requires_grad_(False)
-        return Teacher(family, network, vae, "random weights", family.sampler.components(family))
+        return Teacher(family_of(network), network, vae, "random weights", family.sampler.components(family))
 
 # %% ../nbs/02e_teachers.ipynb #a93660a8
 def load_part(
