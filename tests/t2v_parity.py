@@ -12,6 +12,7 @@ import json
 import sys
 import tempfile
 import zlib
+from contextlib import chdir
 from math import prod
 from pathlib import Path
 
@@ -22,6 +23,8 @@ from safetensors.torch import save_file
 from vdmini.t2v import T2VTurboUNet, load_official, official_config
 
 TOLERANCE = 1e-4
+NEEDED = ("sample", "timestep", "encoder_hidden_states", "output")
+TAKEN = ("timestep_cond", "motion_cond", "fps")  # by networks that have them
 
 
 def weight(
@@ -41,21 +44,37 @@ def rebuild(
     "The reference's network, its weights brought in as an official checkpoint's are."
     with torch.device("meta"):
         network = T2VTurboUNet(**official_config(reference["config"]))
-    state = {k: weight(k, shape, reference["salt"]) for k, shape in dict(reference["keys"]).items()}
-    with tempfile.TemporaryDirectory() as folder:
-        save_file(state, f"{folder}/reference.safetensors")
-        return load_official(f"{folder}/reference.safetensors", network)
+    state = {k: weight(k, shape, str(reference["salt"])) for k, shape in dict(reference["keys"]).items()}
+    with tempfile.TemporaryDirectory() as folder, chdir(folder):
+        save_file(state, "keys.safetensors")  # so called in what is said of keys that do not fit
+        return load_official("keys.safetensors", network)
 
 
-@torch.inference_mode()
-def relative_error(
+def compared(
     network: torch.nn.Module,
     arrays: dict,  # inputs by name, and `output`
 ) -> float:
-    "max |ours - theirs| / max |theirs|."
+    "max |ours - theirs| / max |theirs|; raises `ValueError` for arrays that the network does not take or cannot answer with."
     given = {k: torch.from_numpy(np.asarray(v)) for k, v in arrays.items()}
+    missing, surplus = {*NEEDED} - {*given}, {*given} - {*NEEDED, *TAKEN}
+    if missing or surplus:
+        raise ValueError(f"arrays missing: {sorted(missing)}; not known: {sorted(surplus)}; expected {NEEDED} and any of {TAKEN}")
     theirs = given.pop("output")
-    return ((network(**given).sample - theirs).abs().max() / theirs.abs().max()).item()
+    with torch.inference_mode():
+        ours = network(**given).sample
+    if ours.shape != theirs.shape:
+        raise ValueError(f"an output of {list(theirs.shape)}; expected {list(ours.shape)}")
+    return ((ours - theirs).abs().max() / theirs.abs().max()).item()
+
+
+def relative_error(
+    json_path: str,
+    npz_path: str,
+) -> float:
+    "The largest relative error of a reference."
+    network = rebuild(json.loads(Path(json_path).read_text()))
+    with np.load(npz_path) as arrays:
+        return compared(network, dict(arrays))
 
 
 def main(
@@ -64,11 +83,10 @@ def main(
 ) -> int:  # exit code
     "Print the largest relative error; 1 where it is above `TOLERANCE`, 2 where the files cannot be used."
     try:
-        network = rebuild(json.loads(Path(json_path).read_text()))
-        with np.load(npz_path) as arrays:
-            error = relative_error(network, dict(arrays))
-    except (ValueError, KeyError, OSError) as e:  # BadInput is a ValueError
-        print(f"t2v_parity: {type(e).__name__}: {e}", file=sys.stderr)
+        error = relative_error(json_path, npz_path)
+    except Exception as e:  # files of any content may come, and each library has its own words for what is wrong with them
+        why = (str(e).splitlines() or ["no reason given"])[0]
+        print(f"t2v_parity: {json_path} and {npz_path} cannot be used: {type(e).__name__}: {why}", file=sys.stderr)
         return 2
     print(f"largest relative error: {error:.2e} (max |ours - theirs| / max |theirs|)")
     return 0 if error <= TOLERANCE else 1  # NaN is above, too

@@ -294,5 +294,14 @@ def test_bad_requests(teacher):
         hunyuan.generate(prompts=("a fox",), size=(13, 32, 48))
     with pytest.raises(BadInput, match="needs frames for each clip; came: nothing"):
         svd.generate()
+    for setting, said in (
+        (dict(steps=0), "whole number"),
+        (dict(steps=2.5), "whole number"),
+        (dict(guidance=float("nan")), "finite"),
+    ):
+        with pytest.raises(BadInput, match=said):
+            hunyuan.generate(prompts=("a fox",), **setting)
+    with pytest.raises(BadInput, match="0 clips in one forward"):
+        hunyuan.generate(prompts=("a fox",), batch=0)
     with pytest.raises(BadInput, match="2 clips with 1 motion"):
         load_teacher("tiny-svd").generate(torch.rand(2, 3, 32, 32), torch.zeros(1, 2, dtype=torch.long))

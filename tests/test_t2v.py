@@ -144,6 +144,52 @@ def test_parity_exit_codes(pair, capsys):
     assert "use_causal_attention=True (expected False)" in capsys.readouterr().err
 
 
+def refused(folder: Path, capsys) -> str:
+    "What is said of the two files; one line, and exit code 2."
+    capsys.readouterr()
+    assert t2v_parity.main(str(folder / "r.json"), str(folder / "r.npz")) == 2
+    said = capsys.readouterr()
+    assert said.err.count("\n") == 1 and not said.out
+    return said.err
+
+
+@pytest.mark.parametrize(
+    "spoil, message",
+    [
+        (lambda r, a: r.pop("config"), "config"),
+        (lambda r, a: r.update(config=3), "int"),
+        (lambda r, a: r["keys"].update({"out.2.bias": [5]}), "misshapen: 1"),
+        (lambda r, a: r["keys"].pop("out.2.bias"), "missing: 1 (out.2.bias)"),
+        (lambda r, a: a.pop("sample"), "arrays missing: ['sample']"),
+        (lambda r, a: a.update(noise=a["sample"]), "not known: ['noise']"),
+        (lambda r, a: a.update(output=a["output"][:, :, :1]), "an output of [1, 4, 1, 4, 4]; expected [1, 4, 2, 4, 4]"),
+        (lambda r, a: a.update(encoder_hidden_states=a["encoder_hidden_states"][..., :5]), "RuntimeError"),
+    ],
+)
+def test_references_that_parity_cannot_use(pair, spoil, message, capsys):
+    folder, reference, arrays = pair
+    spoil(reference, arrays)
+    parity(folder, reference, arrays)
+    assert message in refused(folder, capsys)
+
+
+@pytest.mark.parametrize(
+    "name, content, message",
+    [
+        ("r.npz", lambda whole: whole[:3000], "BadZipFile"),
+        ("r.npz", lambda whole: b"", "EOFError"),
+        ("r.json", lambda whole: whole[:3000], "JSONDecodeError"),
+        ("r.json", None, "FileNotFoundError"),
+    ],
+)
+def test_files_that_parity_cannot_use(pair, name, content, message, capsys):
+    folder, reference, arrays = pair
+    parity(folder, reference, arrays)
+    file = folder / name
+    file.write_bytes(content(file.read_bytes())) if content else file.unlink()
+    assert message in refused(folder, capsys)
+
+
 # From the official code's own listing of the full-size network.
 OFFICIAL = {
     "time_embed.0.weight": [1280, 320],

@@ -45,8 +45,9 @@ def latencies(
     warmup: int = 2,
 ) -> dict[str, float]:  # name → median ms of one forward
     "Time the networks in turns."
-    on_gpu = any(p.is_cuda for n in networks.values() for p in n.parameters())
-    wait = torch.cuda.synchronize if on_gpu else lambda: None
+    gpus = {p.device for n in networks.values() for p in n.parameters() if p.is_cuda}
+    def wait():
+        for gpu in gpus: torch.cuda.synchronize(gpu)
     seen = {name: [] for name in networks}
     for _ in range(warmup + repeats):
         for name, network in networks.items():

@@ -8,6 +8,8 @@ __all__ = ['DECODE_CLIPS', 'Teacher', 'clip_seeds', 'check_motion']
 # %% ../nbs/00f_teacher.ipynb #4efcd075
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from math import isfinite
+from numbers import Number
 
 import torch
 import torch.nn.functional as F
@@ -138,11 +140,13 @@ def noise(self: Teacher,
 def settings(self: Teacher,
     **changes,  # e.g. steps, guidance; None: as it is
 ) -> dict:
-    "How clips are sampled; raises `BadInput` for a setting that the family does not have."
+    "How clips are sampled; raises `BadInput` for a setting that the family does not have, or for a value that it cannot have."
     own, changes = self.family.sampler.settings, {k: v for k, v in changes.items() if v is not None}
-    for name in changes:
+    for name, value in changes.items():
         if not own: raise BadInput(f"{self.family.name} has no settings; {name} came")
-        choose(name, own, f"setting of {self.family.name}")
+        count = isinstance(own[choose(name, own, f"setting of {self.family.name}")], int)
+        if count and not (isinstance(value, int) and value > 0): raise BadInput(f"{name} {value}; expected a whole number, at least 1")
+        if not (isinstance(value, Number) and isfinite(value)): raise BadInput(f"{name} {value}; expected a finite number")
     return own | changes
 
 @patch
@@ -191,6 +195,7 @@ def answer(self: Teacher,
 ) -> Tensor:  # [b f c h w] in [0, 1], on the CPU
     "The clips of a request, seeded; raises `BadInput` for one that lacks what the family takes."
     self.check(request, size)
+    if batch < 1: raise BadInput(f"{batch} clips in one forward; expected at least 1")
     noise, out = self.noise(len(request), seed, size or self.size_of(request)), []
     for i in tqdm(range(0, len(request), batch), disable=not progress, desc="clips"):
         part = request[i:i + batch]
