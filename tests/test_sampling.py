@@ -150,6 +150,14 @@ def test_a_pipeline_from_a_folder(name, folder, teacher, tmp_path):
     assert torch.allclose(student.answer(request, **steps(t)), cut.answer(request, **steps(t)), atol=1e-3)
 
 
+def test_a_pipeline_of_which_one_variant_is_there(teacher, tmp_path):
+    t = teacher("tiny-svd-clip")
+    t.pipeline.save_pretrained(tmp_path, variant="fp16")
+    assert (tmp_path / "unet" / "diffusion_pytorch_model.fp16.safetensors").is_file()
+    request = material(t.family).request
+    assert torch.equal(load_teacher(tmp_path).answer(request, **steps(t)), t.answer(request, **steps(t)))
+
+
 def test_the_decoder_from_a_folder(teacher, tmp_path):
     t = teacher("tiny-svd-vae")
     t.network.save_pretrained(tmp_path / "vae")

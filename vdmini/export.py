@@ -21,7 +21,7 @@ from .blocks import prunable
 from .card import FILES, put_card
 from .checkpoint import Checkpoint, open_checkpoint
 from .core import BadInput, choose, command, some, write_whole
-from .families import FAMILIES, family_of, skeleton
+from .families import FAMILIES, Family, family_of, skeleton
 from .places import WEIGHTS, hub_place, index_of
 from .plan import Plan
 from .surgery import make_student, weight_names
@@ -146,12 +146,13 @@ def vdmini_prune(
     number = DTYPES[choose(dtype, DTYPES, "dtype")] if dtype else None
     checkpoint = made_up(model.removeprefix(RANDOM), number) if model.startswith(RANDOM) else open_checkpoint(model, variant)
     family = family_of(checkpoint.network)
-    student = cut_checkpoint(checkpoint, Plan.load(plan, family.name), out, number, **_origin(model))
+    student = cut_checkpoint(checkpoint, Plan.load(plan, family.name), out, number, **_origin(model, family))
     sizes = [sum(p.numel() for p in prunable(m).parameters()) / 1e6 for m in (checkpoint.network, student)]
     print(f"{sizes[0]:.6f} M -> {sizes[1]:.6f} M parameters; {out}")
 
-def _origin(model: str) -> dict:
+def _origin(model: str, family: Family) -> dict:
     "What the card says of where the weights came from."
     if model.startswith(RANDOM): return dict(base="", trained="Its weights are random.")
-    if Path(model).exists(): return dict(base=None, trained="It was cut from a local checkpoint of that family, and not trained since.")
+    own = None if family == FAMILIES[family.name] else ""  # with other guidance scales it is not what the family's place on the hub holds
+    if Path(model).exists(): return dict(base=own, trained="It was cut from a local checkpoint of that family, and not trained since.")
     return dict(base=None if model in FAMILIES else hub_place(model)[0], trained="It was not trained since.")

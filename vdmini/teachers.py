@@ -17,7 +17,7 @@ from torch import nn
 
 from .core import BadInput, choose, some
 from .families import FAMILIES, Family, family_of, folder_config, network_folder
-from .places import locate, root_of
+from .places import locate, only_variant, root_of
 from .surgery import network_class
 from .t2v import load_official
 from .teacher import Teacher
@@ -86,7 +86,7 @@ def load_part(
     dtype: torch.dtype = torch.float32,
 ) -> nn.Module:  # in evaluation mode
     "`cls.from_pretrained(folder)`; raises `BadInput` for damaged weights, or others than the class has."
-    try: part, found = cls.from_pretrained(folder, torch_dtype=dtype, use_safetensors=True, output_loading_info=True)
+    try: part, found = cls.from_pretrained(folder, variant=only_variant(Path(folder)), torch_dtype=dtype, use_safetensors=True, output_loading_info=True)
     except Exception as e:
         raise BadInput(f"the weights in {folder} cannot be read: {type(e).__name__}: {str(e).splitlines()[0]}") from e
     left = {n for n, t in part.state_dict().items() if t.is_meta}  # of weights in several files nothing else is said
@@ -122,7 +122,7 @@ def load_parts(
     if not family.sampler.pipeline: return {}
     cls = family.sampler.pipeline()
     mine = {k: v for k, v in have.items() if k in inspect.signature(cls.__init__).parameters}
-    try: pipe = cls.from_pretrained(root, local_files_only=True, torch_dtype=dtype, **mine)
+    try: pipe = cls.from_pretrained(root, local_files_only=True, variant=only_variant(root / "vae"), torch_dtype=dtype, **mine)
     except Exception as e:
         raise BadInput(f"{root} is no whole {cls.__name__} ({type(e).__name__}: {str(e).splitlines()[0]}); "
                        f"its parts come from {family.hub or 'the hub'}; name a folder that holds all of them, or give it as base") from e
