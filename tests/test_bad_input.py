@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from vdmini.material import world_material
 
 from vdmini.core import BadInput, samples
 from vdmini.surgery import Plan, ablated, make_student
-from vdmini.sweep import sweep, world_material
+from vdmini.sweep import sweep
 from vdmini.teachers import load_teacher
 
 BIN = Path(sys.executable).parent

@@ -6,13 +6,14 @@ import pytest
 import torch
 from diffusers import PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from safetensors.torch import save_file
+from vdmini.material import Material
 
 from vdmini.core import BadInput
 from vdmini.detectors import Detector
 from vdmini.families import FAMILIES, SIGMA_MAX, clip_size
 from vdmini.plan import Plan, ablated
 from vdmini.surgery import make_student
-from vdmini.sweep import Material, sweep
+from vdmini.sweep import sweep
 from vdmini.t2v import T2VTurboUNet, guidance_embedding, official_keys
 from vdmini.teachers import load_teacher, random_teacher
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from vdmini.material import folder_material
 
 from vdmini.blocks import blocks, modules_at
 from vdmini.clips import write_clip
@@ -20,7 +21,7 @@ from vdmini.recipe import TrainConfig, draw
 from vdmini.rewards import Reward
 from vdmini.runs import read_log
 from vdmini.surgery import Plan, make_student
-from vdmini.sweep import folder_material, weights_hash
+from vdmini.sweep import weights_hash
 from vdmini.t2v import T2VTurboUNet
 from vdmini.teacher import Teacher
 from vdmini.teachers import load_network, load_teacher, random_teacher

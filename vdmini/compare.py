@@ -11,7 +11,8 @@ from torch import Tensor
 
 from .detectors import Detector
 from .metrics import flow, interval, motion_drift, resamples
-from .sweep import Material, measures
+from .material import Material
+from .sweep import measures
 
 # %% ../nbs/05b_compare.ipynb #51844f6a
 def compare(

@@ -25,7 +25,8 @@ from .clips import listed
 from .core import BadInput, write_whole
 from .families import clip_size, latent_size
 from .metrics import motion_of
-from .sweep import Material, weights_hash
+from .material import Material
+from .sweep import weights_hash
 from .teacher import Teacher
 from .world import World
 

@@ -27,7 +27,8 @@ from .plots import plot_cost, plot_drift, plot_factors, plot_importance
 from .report import Section, write_report
 from .sampling import Request
 from .surgery import Plan, make_student
-from .sweep import Material, default_detector, generate_without, protocol, run_sweep, wide, world_material
+from .material import Material, default_detector, world_material
+from .sweep import generate_without, protocol, run_sweep, wide
 from .teacher import Teacher
 from .teachers import load_teacher, placement
 from .world import DIRECTIONS, SPEEDS

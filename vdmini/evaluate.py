@@ -22,7 +22,8 @@ from .core import BadInput, choose, command, out_dir, samples, save_table
 from .detectors import Detector, load_detector
 from .sampling import moved
 from .surgery import Plan, dropped_from, make_student
-from .sweep import Material, default_detector, material_of, protocol, world_material
+from .material import Material, default_detector, material_of, world_material
+from .sweep import protocol
 from .families import family_of
 from .teacher import Teacher
 from .teachers import load_network, load_teacher, placement

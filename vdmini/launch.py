@@ -28,7 +28,7 @@ from .processes import configuration
 from .recipe import TrainConfig
 from .runs import at_work, checkpoints, place, read_log
 from .surgery import Plan
-from .sweep import Material
+from .material import Material
 from .teachers import load_network, load_teacher
 
 # %% ../nbs/10b_launch.ipynb #b54b2f1f
