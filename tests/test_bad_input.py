@@ -8,11 +8,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from vdmini.material import world_material
 
 from vdmini.core import BadInput, samples
+from vdmini.demo import vdmini_generate
+from vdmini.evaluate import vdmini_evaluate
+from vdmini.material import world_material
 from vdmini.surgery import Plan, ablated, make_student
-from vdmini.sweep import sweep
+from vdmini.sweep import sweep, vdmini_sweep
+from vdmini.teacher import Teacher
 from vdmini.teachers import load_teacher
 
 BIN = Path(sys.executable).parent
@@ -34,7 +37,7 @@ def teacher():
 
 def test_unknown_model(tmp_path):
     assert "nearest: tiny-svd" in refused("vdmini_sweep", "tinysvd", "--out", str(tmp_path / "o"))
-    assert not list((tmp_path / "o").iterdir())
+    assert not (tmp_path / "o").exists()
 
 
 def test_unknown_block(teacher):
@@ -77,7 +80,7 @@ def test_too_few_clips(tmp_path, teacher):
     with pytest.raises(BadInput, match="20 clips are too few .* need 33"):
         sweep(teacher, world_material(20), "stage", progress=False)
     assert "too few" in refused("vdmini_sweep", "tiny-svd", "--videos", "20", "--out", str(tmp_path / "o"))
-    assert not list((tmp_path / "o").iterdir())
+    assert not (tmp_path / "o").exists()
 
 
 @pytest.mark.parametrize("name,args", [("vdmini_sweep", ["tiny-svd"]), ("vdmini_demo", []), ("vdmini_prune", ["tiny-svd"])])
@@ -91,7 +94,41 @@ def test_data_without_clips(tmp_path):
     (tmp_path / "d").mkdir()
     (tmp_path / "d" / "note.mp4").write_text("no film")
     refused("vdmini_sweep", "tiny-svd", "--data", str(tmp_path / "d"), "--out", str(tmp_path / "o"))
-    assert not list((tmp_path / "o").iterdir())
+    assert not (tmp_path / "o").exists()
+
+
+@pytest.mark.parametrize(
+    "run, args, message",
+    [
+        (vdmini_generate, dict(scale=-2), "scale -2; expected at least 1"),
+        (vdmini_generate, dict(seed=2**63), "expected 0 to 4294967295"),
+        (vdmini_generate, dict(seed=-1), "expected 0 to 4294967295"),
+        (vdmini_generate, dict(image="{folder}"), "a folder; expected a file"),
+        (vdmini_generate, dict(prompt="rain"), "tiny-svd takes no prompt; it takes frames and motion"),
+        (vdmini_generate, dict(steps=3), "tiny-svd has no settings; steps came"),
+        (vdmini_generate, dict(frames=0), "nearest: 1 frames of 32×32"),
+        (vdmini_sweep, dict(videos=-1), "-1 clips; expected at least 1"),
+        (vdmini_sweep, dict(level="layr"), "nearest: layer"),
+        (vdmini_evaluate, dict(student="{folder}/none"), "there is no folder or file"),
+    ],
+)
+def test_values_that_cannot_be(run, args, message, tmp_path, capsys):
+    args = {k: v.format(folder=tmp_path) if isinstance(v, str) else v for k, v in args.items()}
+    with pytest.raises(SystemExit) as e:
+        run("tiny-svd", out=str(tmp_path / "made" / "for.gif"), **args)
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert e.value.code == 2 and said.startswith(f"{run.__name__}: ") and message in said
+    assert not [*tmp_path.iterdir()]
+
+
+def test_clips_are_not_made_for_nothing(tmp_path, monkeypatch, capsys):
+    "Where a clip cannot be written is known before it is generated."
+    monkeypatch.setattr(Teacher, "answer", None)
+    (tmp_path / "taken.gif").mkdir()
+    for out, message in ("clip.avi", "nearest: .gif"), ("taken.gif", "it is a folder"):
+        with pytest.raises(SystemExit):
+            vdmini_generate("tiny-svd", out=str(tmp_path / out))
+        assert message in capsys.readouterr().err
 
 
 def test_wrong_direction_and_frames(tmp_path, teacher):

@@ -9,11 +9,11 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from vdmini.material import folder_material
 
 from vdmini.captions import captions_of, footage, need_captions
 from vdmini.clips import video_files, write_clip
 from vdmini.core import BadInput
+from vdmini.material import folder_material
 from vdmini.recipe import encoded
 from vdmini.teachers import load_teacher
 from vdmini.train import vdmini_encode, vdmini_train

@@ -6,10 +6,10 @@ import sys
 
 import pytest
 import torch
-from vdmini.material import world_material
 
 from vdmini.core import BadInput, load_table, samples
 from vdmini.evaluate import as_printed, evaluate, latencies, published, recovered
+from vdmini.material import world_material
 from vdmini.packed import bundled_student, unpack
 from vdmini.surgery import Plan, make_student
 from vdmini.teachers import load_teacher

@@ -6,11 +6,11 @@ import pytest
 import torch
 from diffusers import PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from safetensors.torch import save_file
-from vdmini.material import Material
 
 from vdmini.core import BadInput
 from vdmini.detectors import Detector
 from vdmini.families import FAMILIES, SIGMA_MAX, clip_size
+from vdmini.material import Material
 from vdmini.plan import Plan, ablated
 from vdmini.surgery import make_student
 from vdmini.sweep import sweep

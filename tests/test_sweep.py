@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from vdmini.material import folder_material, world_material
 
 import vdmini.sweep as room
 from vdmini.core import load_table
 from vdmini.detectors import load_detector
+from vdmini.material import folder_material, world_material
 from vdmini.sweep import run_sweep
 from vdmini.teachers import load_teacher
 

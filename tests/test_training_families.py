@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from vdmini.material import folder_material
 
 from vdmini.blocks import blocks, modules_at
 from vdmini.clips import write_clip
@@ -17,6 +16,7 @@ from vdmini.core import BadInput
 from vdmini.corpus import Corpus, encoded
 from vdmini.families import FAMILIES, clip_size
 from vdmini.launch import Run, launch, sample_clips
+from vdmini.material import folder_material
 from vdmini.recipe import TrainConfig, draw
 from vdmini.rewards import Reward
 from vdmini.runs import read_log

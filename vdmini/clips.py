@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['SEEKABLE', 'SEEKABLE_CODECS', 'SUFFIXES', 'VideoFacts', 'video_facts', 'fit', 'read_frames', 'read_clip',
-           'write_clip', 'Windows', 'listed', 'video_files', 'usable_files', 'choose_windows', 'cut_windows', 'windows']
+           'check_clip', 'write_clip', 'Windows', 'listed', 'video_files', 'usable_files', 'choose_windows',
+           'cut_windows', 'windows']
 
 # %% ../nbs/03_clips.ipynb #6fa9f7ab
 from contextlib import suppress
@@ -22,7 +23,7 @@ from einops import rearrange, repeat
 from PIL import Image
 from torch import Tensor
 
-from .core import BadInput, choose, write_whole
+from .core import BadInput, choose, out_dir, write_whole
 
 # %% ../nbs/03_clips.ipynb #e1327920
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ def video_facts(
 ) -> VideoFacts:
     "Frame count, size and codec of a whole, sound video file; raises `BadInput` for anything else."
     path = Path(path)
-    if not path.is_file(): raise BadInput(f"{path}: no such file")
+    if not path.is_file(): raise BadInput(f"{path}: {'a folder; expected a file' if path.is_dir() else 'no such file'}")
     stat = path.stat()
     if stat.st_size == 0: raise BadInput(f"{path}: the file is empty")
     try: return _facts(str(path), stat.st_size, stat.st_mtime_ns)
@@ -154,7 +155,6 @@ def read_clip(
 def _write_mp4(images, path, fps):
     "H.264, with its index in front so that a browser can start at once."
     h, w = images.shape[1:3]
-    if h % 2 or w % 2: raise BadInput(f"{w}×{h} is odd, H.264 yuv420p takes even sizes: use scale=2, .webp or .gif")
     with av.open(str(path), "w", options=dict(movflags="faststart")) as c:
         v = c.add_stream("libx264", rate=Fraction(fps).limit_denominator(1000), options=dict(crf="12"))
         v.width, v.height, v.pix_fmt = w, h, "yuv420p"
@@ -169,6 +169,21 @@ def _write_images(images, path, fps):
 
 _WRITERS = {".mp4": _write_mp4, ".gif": _write_images, ".webp": _write_images}
 
+def check_clip(
+    path,  # where a clip is to be written
+    height: int,  # of its frames, in pixels
+    width: int,
+    scale: int = 1,  # enlarge each pixel to scale × scale
+) -> None:
+    "Raise `BadInput` unless a clip of that size can be written there."
+    path = Path(path)
+    choose(path.suffix, _WRITERS, "format to write clips in")
+    if scale < 1: raise BadInput(f"scale {scale}; expected at least 1")
+    h, w = height * scale, width * scale
+    if path.suffix == ".mp4" and (h % 2 or w % 2): raise BadInput(f"{w}×{h} is odd, H.264 yuv420p takes even sizes: use scale=2, .webp or .gif")
+    if path.is_dir(): raise BadInput(f"cannot write {path}: it is a folder; expected a file")
+    out_dir(path.parent)
+
 def write_clip(
     clip: Tensor,  # f c h w in [0, 1], three channels
     path,  # ends in .mp4, .gif or .webp
@@ -176,9 +191,10 @@ def write_clip(
     scale: int = 1,  # enlarge each pixel to scale × scale, without smoothing
 ) -> Path:
     "Write `clip`, whole or not at all, at its own size; raises `BadInput` if format, size or folder do not allow it."
-    path = Path(path)
-    write = _WRITERS[choose(path.suffix, _WRITERS, "format to write clips in")]
     if clip.ndim != 4 or clip.shape[1] != 3 or not len(clip): raise BadInput(f"a clip is f 3 h w; came {tuple(clip.shape)}")
+    path = Path(path)
+    check_clip(path, *clip.shape[-2:], scale)
+    write = _WRITERS[path.suffix]
     pixels = (clip.detach().float().cpu().clamp(0, 1) * 255).round().byte()
     images = repeat(pixels, "f c h w -> f (h y) (w x) c", y=scale, x=scale).contiguous().numpy()
     with write_whole(path) as fresh: write(images, fresh, fps)

@@ -9,12 +9,14 @@ __all__ = ['PEAK_CPU', 'PEAK_CUDA', 'latency', 'measure', 'cost', 'summands', 'r
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from statistics import mean
 
 import pandas as pd
 import torch
 from torch import Tensor, nn
+from torch._subclasses import FakeTensorMode
 
 from .blocks import LEVELS, levels_of, prunable
 from .core import BadInput, choose, command, out_dir, save_table
@@ -165,7 +167,8 @@ def vdmini_cost(
     network = _network(model, plan, count_only, place)
     levels_of(network, level)
     latent = latent_size(family_of(network), frames, height, width)
-    inputs = moved(network_inputs(family_of(network), latent=latent), **place)
+    with FakeTensorMode() if count_only else nullcontext():  # of what is only counted, shapes are enough
+        inputs = moved(network_inputs(family_of(network), latent=latent), **place)
     folder = out_dir(out) if out else None
     table = cost(network, inputs, level, repeats, count_only=count_only)
     if folder: save_table(table, folder / "cost.parquet", model=model, plan=plan, level=level, device=place["device"], dtype=str(place["dtype"]),

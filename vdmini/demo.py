@@ -16,13 +16,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .blocks import blocks
-from .clips import read_clip, write_clip
+from .clips import check_clip, read_clip, write_clip
 from .compare import compare
 from .core import BadInput, choose, command, out_dir, save_table, write_whole
 from .cost import cost
 from .detectors import Detector
 from .families import asked_size
-from .pictures import plot_clips, plot_frames
+from .pictures import plot_frames
 from .plots import plot_cost, plot_drift, plot_factors, plot_importance
 from .report import Section, write_report
 from .sampling import Request
@@ -162,9 +162,10 @@ def vdmini_generate(
     "Generate one clip."
     teacher = load_teacher(model, base=base, **placement(device, dtype))
     size, settings = asked_size(teacher.family, frames, height, width), teacher.settings(steps=steps, guidance=guidance)
-    request = _request(teacher, size, image, prompt, direction, speed, seed)
+    request, scale = _request(teacher, size, image, prompt, direction, speed, seed), scale if scale is not None else max(1, 256 // max(size[1:]))
+    check_clip(out, *size[1:], scale)
     clip = teacher.answer(request, seed, size=size, **settings)[0]
-    write_clip(clip, out, scale=scale or max(1, 256 // max(size[1:])))
+    write_clip(clip, out, scale=scale)
     print(out)
 
 def _request(teacher: Teacher, size: tuple, image: str, prompt: str, direction: str, speed: int, seed: int) -> Request:
@@ -174,7 +175,7 @@ def _request(teacher: Teacher, size: tuple, image: str, prompt: str, direction: 
     if image and not {"frames", "clips"} & {*takes}: raise BadInput(f"{teacher.family.name} takes no image; it takes {' and '.join(takes)}")
     if not image and "clips" in takes: raise BadInput(f"{teacher.family.name} rebuilds a clip: name one with --image")
     first = read_clip(image, frames=frames if "clips" in takes else 1, size=tuple(side))[None] if image else None
-    given = dict(clips=first, prompts=prompt and (prompt,), motion=torch.tensor([[DIRECTIONS.index(choose(direction, DIRECTIONS, "direction")), _speed(speed)]]),
+    given = dict(clips=first, prompts=None if prompt is None else (prompt,), motion=torch.tensor([[DIRECTIONS.index(choose(direction, DIRECTIONS, "direction")), _speed(speed)]]),
                  frames=first[:, 0] if image else _sprite(side, seed))
     return Request(**{k: v for k, v in given.items() if k in takes})
 

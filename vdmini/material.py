@@ -74,6 +74,7 @@ def material_of(
 ) -> Material:
     "What a command measures with; raises `BadInput` for a size that does not fit, or where clips are missing."
     size = asked_size(teacher.family, *size)
+    if n < 1: raise BadInput(f"{n} clips; expected at least 1")
     if data: return folder_material(teacher, data, n, size)
     if "motion" in teacher.family.sampler.takes and size == clip_size(teacher.family): return world_material(n, seed)
     raise BadInput(f"{teacher.family.name} needs real clips of {size[0]} frames: name a folder of videos with --data")

@@ -19,7 +19,7 @@ from fastcore.basics import patch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from .core import BadInput, choose
+from .core import BadInput, check_seed, choose
 from .families import Family, Preconditioning, clip_size, latent_size, network_inputs
 from .sampling import Request, assemble
 
@@ -133,7 +133,7 @@ def noise(self: Teacher,
     size: tuple[int, int, int] = None,  # frames, height and width of the clips; None: the family's own
 ) -> Tensor:  # [n f c h w] standard normal
     "The noise of `n` clips; the first k are the same whatever `n` is."
-    g, latent = torch.Generator().manual_seed(seed), latent_size(self.family, *(size or ()))
+    g, latent = torch.Generator().manual_seed(check_seed(seed)), latent_size(self.family, *(size or ()))
     return torch.stack([torch.randn(latent, generator=g) for _ in range(n)])
 
 @patch

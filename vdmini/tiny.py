@@ -7,7 +7,6 @@ __all__ = ['VAE_CONFIG', 'rate', 'fit', 'psnr', 'train_vae', 'normalise', 'encod
            'train_unet', 'paint', 'train', 'measure', 'card_text', 'vdmini_card']
 
 # %% ../nbs/14_tiny.ipynb #a91d27f3
-import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -19,12 +18,12 @@ from diffusers import AutoencoderKLTemporalDecoder
 from einops import rearrange
 from torch import Tensor, nn
 
-from .core import command, save_table, write_whole
-from .detectors import ClipClassifier, load_detector, reading
+from .core import command, write_whole
+from .detectors import ClipClassifier, load_detector
 from .losses import pseudo_huber
 from .metrics import frechet
 from .surgery import network_class
-from .families import FAMILIES, SIGMA_MAX
+from .families import FAMILIES
 from .teacher import Teacher
 from .teachers import load_teacher
 from .world import FACTORS, World
