@@ -9,6 +9,7 @@ from safetensors.torch import save_file
 
 from vdmini.core import BadInput
 from vdmini.detectors import Detector
+from vdmini.evaluate import evaluate
 from vdmini.families import FAMILIES, SIGMA_MAX, clip_size
 from vdmini.material import Material
 from vdmini.plan import Plan, ablated
@@ -81,6 +82,21 @@ def test_from_teacher_to_clip(name, teacher, quick):
         with ablated(t.network, *plan.dropped):
             assert torch.equal(t.answer(real.request), cut)
     assert torch.equal(t.answer(real.request), whole)
+
+
+@each_random
+def test_the_way_in_bfloat16(name):
+    "As it goes on a GPU; clips are float32 whatever the weights are."
+    t = random_teacher(name, dtype=torch.bfloat16)
+    t, real = t.sampled(**steps(t)), material(t.family)
+    first = Plan.dropping(name).keep[0].split(".")[0]
+    student = make_student(t.network, Plan.dropping(name, *CUT[first].split()))
+    table = evaluate(t, dict(student=student), real, MEAN, repeats=1)
+    assert {p.dtype for m in (t.network, t.vae, student) for p in m.parameters()} == {torch.bfloat16}
+    assert t.answer(real.request).dtype == torch.float32
+    assert table.value.isna().sum() == 0 and table.set_index(["model", "metric"]).value["student", "content_drift"] > 0
+    drift = sweep(t, real, "stage", MEAN, progress=False).query("metric == 'content_drift' and block != 'none'").value
+    assert (drift > 0).all()
 
 
 @each_random

@@ -172,9 +172,9 @@ def sample(self: Teacher,
     noise: Tensor,  # [b f c h w] standard normal
     seeds,  # one whole number per clip: what chance beyond `noise` follows from
     **settings,  # see `settings`
-) -> Tensor:  # [b f c h w] in [0, 1]
+) -> Tensor:  # [b f c h w] in [0, 1], float32 whatever the weights are
     "The clips of a request."
-    with torch.no_grad(): return self.family.sampler.sample(self, request, told, noise.to(self.device, self.dtype), seeds, **self.settings(**settings))
+    with torch.no_grad(): return self.family.sampler.sample(self, request, told, noise.to(self.device, self.dtype), seeds, **self.settings(**settings)).float()
 
 def clip_seeds(
     seed: int,
