@@ -231,6 +231,12 @@ def test_keys_that_are_missing_left_over_or_misshapen(net, plan, refuse):
     refuse(net, "surplus: 2 (odd, odd.1)", f"misshapen: 4 ({names[0]} [2, 3] for ", plan=plan)
 
 
+def test_whole_numbers_for_weights(net, plan, refuse):
+    name, weight = next(iter(load_file(first_file(net)).items()))
+    change(first_file(net), **{name: weight.int()})
+    refuse(net, f"of another kind: 1 ({name} torch.int32 for torch.float32)", plan=plan)
+
+
 def test_tensors_that_do_no_harm(wan, plan, tmp_path):
     wan.save_pretrained(tmp_path / "net")
     before = load_file(tmp_path / "net" / ONE)
@@ -252,11 +258,21 @@ def test_files_that_are_half_there_or_not_at_all(net, plan, refuse):
         refuse(net, f"{file.name} is damaged or only half there", plan=plan)
     file.unlink()
     refuse(net, "index.json names", f"missing: 1 ({file.name})", plan=plan)
-    (net / INDEX).write_text("{}")
-    refuse(net, "is no index of shards", plan=plan)
+    for text in "{}", json.dumps(dict(weight_map=dict(a=1))):
+        (net / INDEX).write_text(text)
+        refuse(net, "is no index of shards", plan=plan)
     (net / INDEX).unlink()
     refuse(net, f"holds no {ONE}; there: ", plan=plan)
     refuse(net, "holds no diffusion_pytorch_model.fp16.safetensors", plan=plan, variant="fp16")
+
+
+def test_a_configuration_that_says_more(wan, net, plan, tmp_path):
+    "Entries that the class does not know: other versions of diffusers write them."
+    config = json.loads((net / "config.json").read_text())
+    (net / "config.json").write_text(json.dumps(config | dict(of_another_version=3)))
+    vdmini_prune(str(net), plan=plan, out=str(tmp_path / "s"))
+    assert equal(stored(tmp_path / "s"), make_student(wan, PLAN).state_dict())
+    assert equal(make_student(load_network(net, dtype=torch.bfloat16), PLAN).state_dict(), make_student(wan, PLAN).state_dict())
 
 
 def test_networks_of_other_families(net, tmp_path, plan, refuse):

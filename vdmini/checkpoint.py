@@ -38,9 +38,11 @@ def check_weights(
     like: dict[str, Tensor],  # what was expected
     source,  # where it came from, for the message
 ) -> None:
-    "Raise `BadInput` that counts and names what is missing, left over or of another shape."
-    wrong = dict(missing=like.keys() - stored.keys(), surplus=stored.keys() - like.keys(), misshapen=[
-        f"{n} {[*t.shape]} for {[*like[n].shape]}" for n, t in stored.items() if n in like and t.shape != like[n].shape])
+    "Raise `BadInput` that counts and names what is missing, left over, of another shape, or whole numbers where fractions are wanted."
+    both = [(n, t, like[n]) for n, t in stored.items() if n in like]
+    wrong = {"missing": like.keys() - stored.keys(), "surplus": stored.keys() - like.keys(),
+             "misshapen": [f"{n} {[*t.shape]} for {[*l.shape]}" for n, t, l in both if t.shape != l.shape],
+             "of another kind": [f"{n} {t.dtype} for {l.dtype}" for n, t, l in both if t.is_floating_point() != l.is_floating_point()]}
     if any(wrong.values()):
         raise BadInput(f"{source} does not fit its network; {'; '.join(f'{what}: {some(v)}' for what, v in wrong.items() if v)}")
 

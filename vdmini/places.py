@@ -7,10 +7,11 @@ __all__ = ['WEIGHTS', 'index_of', 'weight_files', 'only_variant', 'wanted', 'hub
 
 # %% ../nbs/02c_places.ipynb #453fec18
 import json, re
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from diffusers import DiffusionPipeline
+from diffusers.utils import logging
 from huggingface_hub import snapshot_download
 
 from .core import BadInput, choose, samples, some
@@ -40,7 +41,7 @@ def weight_files(
     raise BadInput(f"{folder} holds no {one.name}; there: {some(there)}{hint}")
 
 def _named(index: Path) -> list[Path]:
-    try: names = {*json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()}
+    try: names = {Path(n).name for n in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as e: raise BadInput(f"{index} is no index of shards: {e}") from e
     lost = [n for n in names if not (index.parent / n).is_file()]
     if lost: raise BadInput(f"{index} names {len(names)} files; missing: {some(lost)}")
@@ -112,6 +113,14 @@ def locate(
                        f"then name {Path('DIR', inside)} as the model") from e
 
 # %% ../nbs/02c_places.ipynb #762c960f
+@contextmanager
+def _quiet():
+    "What diffusers has to say of a download that failed is said by us, in one line."
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try: yield
+    finally: logging.set_verbosity(before)
+
 def root_of(
     model: str,  # a folder, a file, a family's name, or an id on the hub (see `hub_place`)
     *have: str,  # components that are there already, e.g. "unet"
@@ -122,7 +131,8 @@ def root_of(
     if family and family.bundled: return samples(family.bundled)
     repo, inside = hub_place(model)
     if inside and (not family or family.file or family.component == "vae"): return locate(model)
-    try: return Path(DiffusionPipeline.download(repo, use_safetensors=True, **dict.fromkeys(have)))
+    try:
+        with _quiet(): return Path(DiffusionPipeline.download(repo, use_safetensors=True, **dict.fromkeys(have)))
     except Exception as e:
         with suppress(BadInput): return locate(repo)  # no pipeline: a network alone, such as a student
         raise BadInput(f"model_index.json and the weights of {repo} are not on this machine, and huggingface.co did not give them "

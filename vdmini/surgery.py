@@ -171,8 +171,8 @@ def dropped_from(
 
 # %% ../nbs/02_surgery.ipynb #34c9835f
 def _shell(network: nn.Module, plan: Plan) -> nn.Module:  # the student on the meta device
-    config = {k: v for k, v in network.config.items() if not k.startswith("_") and k not in ("dropped", "family")}
     cls = student_class(type(network))
+    config = {k: network.config[k] for k in cls._get_init_keys(cls) & network.config.keys() - {"dropped", "family"}}
     with torch.device("meta"):
         if issubclass(cls, Cut): return cls(dropped=plan.dropped, family=plan.family, **config)
         return cut(cls(**config), plan.dropped)
