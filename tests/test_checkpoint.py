@@ -1,5 +1,6 @@
 "Checkpoints cut from file to file, refused when damaged, sent to the hub, and dropped into diffusers' pipelines."
 
+import copy
 import json
 import os
 import shutil
@@ -282,6 +283,9 @@ def test_networks_of_other_families(net, tmp_path, plan, refuse):
         json.dumps(config | dict(_class_name="UNet2DModel")): "no network class 'UNet2DModel'; nearest: ",
         json.dumps(config | dict(patch_size="x")): "describes no network",
         "{": "no readable config.json",
+        json.dumps([config]): "holds a list; expected the entries",
+        json.dumps(config | dict(_dropped=3)): "says that 3 was dropped; expected a list of blocks",
+        json.dumps(config | dict(num_layers=None)): "describes no network",
     }.items():
         (net / "config.json").write_text(text)
         refuse(net, words, plan=plan)
@@ -469,6 +473,18 @@ def test_push_to_hub_brings_the_card(hub, tmp_path):
     assert sent_card(hub).text.strip() == "My own words on VDMini."
     student.push_to_hub("small", subfolder="unet")
     assert not (hub.folder / "README.md").exists()  # a card stands at the top of a repository
+
+
+def test_students_of_plain_classes_bring_the_card(hub, tmp_path):
+    "HunyuanVideo's student is diffusers' own class: cut here, copied, or read back here, it brings the card all the same."
+    name = "tiny-hunyuan-video"
+    student = make_student(random(FAMILIES[name]), Plan.paper(name))
+    student.save_pretrained(tmp_path / "s")
+    for network in student, copy.deepcopy(student), load_network(tmp_path / "s"):
+        network.push_to_hub("small")
+        assert "`DS.01`" in sent_card(hub).text and sent_card(hub).data.library_name == "diffusers"
+        assert equal(type(student).from_pretrained(hub.folder).state_dict(), network.state_dict())
+    assert "_upload_folder" not in vars(load_network(tmp_path / "s").__class__)  # the class is as it was
 
 
 @pytest.mark.parametrize("name", ["tiny-svd", "tiny-wan-t2v"])

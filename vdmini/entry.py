@@ -108,8 +108,13 @@ def folder_config(
     folder: Path,  # a network saved with `save_pretrained`
 ) -> dict:
     "The network's configuration; raises `BadInput` where there is none."
-    try: return json.loads((folder / "config.json").read_text())
+    try: config = json.loads((folder / "config.json").read_text())
     except (OSError, ValueError) as e: raise BadInput(f"{folder} holds no readable config.json: {e}") from e
+    if not isinstance(config, dict): raise BadInput(f"{folder / 'config.json'} holds a {type(config).__name__}; expected the entries of a network's configuration")
+    gone = [config.get(k) or [] for k in ("dropped", "_dropped")]
+    if not all(isinstance(g, list) and all(isinstance(n, str) for n in g) for g in gone):
+        raise BadInput(f"{folder / 'config.json'} says that {gone[0] or gone[1]} was dropped; expected a list of blocks")
+    return config
 
 def skeleton(
     model: str,  # a family's name, a folder that `save_pretrained` wrote, an official file, or a hub id

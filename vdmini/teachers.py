@@ -17,8 +17,8 @@ from torch import nn
 
 from .core import BadInput, choose, some
 from .families import FAMILIES, Family, family_of, folder_config, network_folder
-from .places import locate, only_variant, root_of
-from .surgery import network_class
+from .places import locate, only_variant, quiet, root_of, weight_files
+from .surgery import bring_card, dropped_from, network_class
 from .t2v import load_official
 from .teacher import Teacher
 
@@ -86,7 +86,10 @@ def load_part(
     dtype: torch.dtype = torch.float32,
 ) -> nn.Module:  # in evaluation mode
     "`cls.from_pretrained(folder)`; raises `BadInput` for damaged weights, or others than the class has."
-    try: part, found = cls.from_pretrained(folder, variant=only_variant(Path(folder)), torch_dtype=dtype, use_safetensors=True, output_loading_info=True)
+    variant = only_variant(Path(folder))
+    weight_files(Path(folder), variant)
+    try:
+        with quiet(): part, found = cls.from_pretrained(folder, variant=variant, torch_dtype=dtype, use_safetensors=True, output_loading_info=True)
     except Exception as e:
         raise BadInput(f"the weights in {folder} cannot be read: {type(e).__name__}: {str(e).splitlines()[0]}") from e
     left = {n for n, t in part.state_dict().items() if t.is_meta}  # of weights in several files nothing else is said
@@ -100,7 +103,7 @@ def _network_at(place: Path, device="cpu", dtype: torch.dtype = torch.float32) -
     if place.is_file(): network = nn.Module.to(load_official(place).requires_grad_(False), device, dtype)
     else: network = load_part(network_class(folder_config(place)), place, device, dtype)
     family_of(network)
-    return network
+    return bring_card(network) if dropped_from(network) else network
 
 def load_network(
     model: str = "tiny-svd",  # a family's name (random: before it for random weights), a hub id, a folder with a network or a pipeline, or an official file
@@ -122,7 +125,8 @@ def load_parts(
     if not family.sampler.pipeline: return {}
     cls = family.sampler.pipeline()
     mine = {k: v for k, v in have.items() if k in inspect.signature(cls.__init__).parameters}
-    try: pipe = cls.from_pretrained(root, local_files_only=True, variant=only_variant(root / "vae"), torch_dtype=dtype, **mine)
+    try:
+        with quiet(): pipe = cls.from_pretrained(root, local_files_only=True, variant=only_variant(root / "vae"), torch_dtype=dtype, **mine)
     except Exception as e:
         raise BadInput(f"{root} is no whole {cls.__name__} ({type(e).__name__}: {str(e).splitlines()[0]}); "
                        f"its parts come from {family.hub or 'the hub'}; name a folder that holds all of them, or give it as base") from e
