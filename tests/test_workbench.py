@@ -185,7 +185,8 @@ def test_uploads_and_controls_change_the_clip(page, tmp_path):
     press(page, "Keep all")
     settled(page)
     before = frame(page)
-    page.get_by_label("direction").first.select_option("E" if ask(page, "bench.clips.start.direction.label") != "E" else "W")
+    now = ask(page, "bench.clips.start.parts['motion'].direction.label")
+    page.get_by_label("direction").first.select_option("W" if now == "E" else "E")
     settled(page)
     turned = frame(page)
     assert turned != before
