@@ -42,7 +42,8 @@ def budget_html(
     table: pd.DataFrame,  # from `budget_table`
 ) -> str:
     "The table with shares of the first row, as HTML."
-    cell = lambda v, full: f'<td style="text-align: right; padding: 2px 10px">{v:,.2f} <small>({v / full:.0%})</small></td>'
+    plain = lambda v: f"{v:,.2f}" if v >= .1 or not v else f"{v:.2g}"
+    cell = lambda v, full: f'<td style="text-align: right; padding: 2px 10px">{plain(v)} <small>({v / full:.0%})</small></td>'
     head = "".join(f'<th style="text-align: right; padding: 2px 10px">{UNITS[k][0]}</th>' for k in table)
     rows = "".join(f'<tr><th style="text-align: left; padding: 2px 10px">{escape(name)}</th>{"".join(cell(v, table.iloc[0][k]) for k, v in row.items())}</tr>'
                    for name, row in table.iterrows())
@@ -98,7 +99,7 @@ def plot_plane(
         go.Scatter(x=[], y=[], mode="markers", name="measured", marker=dict(size=13, symbol="x", color="#c2334d"),
                    hovertemplate="this plan, measured<br>%{y:.4g}<extra></extra>")])
     grid = dict(gridcolor="rgba(128,128,128,.25)", linecolor="#888", zeroline=False)
-    log = dict(type="log", dtick=1) if rows.min() > 0 else {}
+    log = dict(type="log", dtick=1) if 0 < 20 * rows.min() < rows.max() else {}
     fig.update_xaxes(title=title, **grid)
     fig.update_yaxes(title=MEASURE_NAMES.get(metric, metric).partition(" (")[0], exponentformat="SI", **grid, **log)
     return fig.update_layout(width=480, height=300, margin=dict(l=64, r=16, t=32, b=48), font_color="#888", plot_bgcolor="rgba(0,0,0,0)",

@@ -50,12 +50,12 @@ class Footage(Part):
         super().__init__([self.clip, self.folder, self.upload], layout=dict(flex_flow="row wrap"))
         self.folder.observe(self._open_folder, "value")
         self.upload.observe(self._take_upload, "value")
-        self.clip.observe(lambda change: change.new is not None and picker.follow(change.new), "value")
+        self.clip.observe(lambda change: change.new in ("", None) or picker.follow(change.new), "value")
 
     def given(self) -> Tensor:  # [1 f c h w] in [0, 1]
         "The frames chosen; raises `BadInput` where there are none yet."
         if self.clip.value == "upload": return self.uploaded
-        if self.clip.value is None: raise BadInput("nothing to start from yet: name a folder of videos, or upload a file")
+        if self.clip.value == "": raise BadInput("nothing to start from yet: name a folder of videos, or upload a file")
         return self.picker.material.clips[self.clip.value, :self.frames][None]
 
     def begin(self) -> None: self.offer("clip")
@@ -68,9 +68,9 @@ class Footage(Part):
         own = [("uploaded clip" if self.frames is None else "uploaded frame", "upload")] if self.uploaded is not None else []
         n = len(self.picker.material.clips) if self.picker.material else 0
         with self.picker.quietly():
-            self.clip.options = [*own, *((f"{name} {i}", i) for i in range(min(MOST, n)))]
-            self.clip.value = chosen if self.clip.options else None
-        if self.clip.options: self.picker.follow(chosen)
+            self.clip.options = [*own, *((f"{name} {i}", i) for i in range(min(MOST, n)))] or [("none yet", "")]
+            self.clip.value = chosen if n or own else ""
+        if n or own: self.picker.follow(chosen)
 
     def _open_folder(self, _) -> None:
         try: self.picker.material = folder_material(self.picker.teacher, self.folder.value, MOST, self.picker.size)
@@ -115,8 +115,8 @@ class Prompt(Part):
     def __init__(self, picker):
         said = [*dict.fromkeys(c for c in (picker.material and picker.material.captions or ()) if c)][:MOST]
         self.text = w.Text(value=said[0] if said else PROMPT, description="prompt", continuous_update=False, layout=dict(flex="1 1 480px"))
-        self.captions = w.Dropdown(options=[("captions …", None), *((textwrap.shorten(c, 60), c) for c in said)], layout=dict(width="200px"))
-        super().__init__([self.text] + [self.captions] * bool(said), layout=dict(flex="1 1 560px", flex_flow="row wrap"))
+        self.captions = w.Dropdown(options=[("captions …", ""), *((textwrap.shorten(c, 60), c) for c in said)], layout=dict(width="240px"))
+        super().__init__([self.text] + [self.captions] * bool(said), layout=dict(flex="1 1 100%", flex_flow="row wrap"))
         self.captions.observe(lambda change: change.new and setattr(self.text, "value", change.new), "value")
         self.text.observe(picker.tell, "value")
 
@@ -128,7 +128,7 @@ class Prompt(Part):
     def follow(self, material: Material, i: int) -> None:
         if material.captions and material.captions[i]: self.text.value = material.captions[i]
 
-PARTS = dict(frames=FirstFrame, motion=Motion, prompts=Prompt, clips=lambda picker: Footage(picker, "clip"))  # field of a request → its controls
+PARTS = dict(frames=FirstFrame, motion=Motion, prompts=Prompt, clips=lambda picker: Footage(picker, "clip to rebuild"))  # field of a request → its controls
 
 # %% ../nbs/08e_picker.ipynb #da94a208
 def number(
@@ -137,7 +137,7 @@ def number(
 ) -> w.Widget:
     "A box for a number, whole where `value` is."
     kind, label = (w.IntText if isinstance(value, int) else w.FloatText), name.replace("_", " ")
-    return kind(value=value, description=label, style=dict(description_width="initial"), layout=dict(width=f"{96 + 7 * len(label)}px"))
+    return kind(value=value, description=label, style=dict(description_width="initial"), layout=dict(width=f"{80 + 7 * len(label)}px"))
 
 class StartPicker(w.HBox):
     "Chooses what a clip is made from and how; `changed` is called after each change, `failed` with a line."
@@ -152,7 +152,7 @@ class StartPicker(w.HBox):
         f, h, width = (len(material.clips[0]), *material.clips.shape[-2:]) if material else own
         self.sizes = {k: number(k, v) for k, v in dict(frames=f, height=h, width=width).items()}
         self.settings = {k: number(k, v) for k, v in teacher.settings().items()}
-        self.seed = w.BoundedIntText(value=0, min=0, max=2**31 - 1, description="seed", layout=dict(width="160px"))
+        self.seed = w.BoundedIntText(value=0, min=0, max=2**31 - 1, description="seed", style=dict(description_width="initial"), layout=dict(width="150px"))
         self.parts = {k: PARTS[k](self) for k in takes}
         for part in self.parts.values(): part.begin()
         numbers = [self.seed, *self.settings.values(), *([] if {"frames", "clips"} & {*takes} else self.sizes.values())]
