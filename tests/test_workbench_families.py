@@ -15,6 +15,7 @@ from vdmini.sweep import Material, sweep
 from vdmini.teachers import load_teacher, random_teacher
 from vdmini.widgets import Workbench
 
+pytestmark = pytest.mark.slow  # each family is swept and weighed
 TINY = [name for name in FAMILIES if name.startswith("tiny-")]
 PICTURES = {"frames", "clips"}  # fields of a request that have a size
 each_tiny = pytest.mark.parametrize("name", TINY)
