@@ -43,6 +43,11 @@ def dropped(page) -> list[str]:
     return list(ask(page, "bench.plan.dropped"))
 
 
+def inside(box: dict, home: dict) -> bool:
+    far = [home[k] + home[side] - box[k] - box[side] for k, side in (("x", "width"), ("y", "height"))]
+    return min(*far, box["x"] - home["x"], box["y"] - home["y"]) >= -1
+
+
 def settled(page) -> None:
     ask(page, "bench.background.wait(60)")
 
@@ -111,6 +116,11 @@ def test_hover_tells_all_figures(page):
         assert line in told
     value = recorded("importance").query("block == 'U.3.R.0' and metric == 'tiny_fvd'").iloc[0]
     assert f"{value.value:.4g}  ({value.lo:.4g} – {value.hi:.4g})" in told
+    for block in ("M.R.0", "D.2.A.1"):  # whatever row it is in, the tip is not cut off
+        cell(page, block).hover()
+        tip, home = page.locator(".vdmini-tip").first, page.locator(":has(> .vdmini-map)").first
+        assert block in tip.inner_text()
+        assert inside(tip.bounding_box(), home.bounding_box())
 
 
 def test_saved_plan_is_a_file(page):
@@ -212,7 +222,7 @@ from vdmini.widgets import Workbench
 
 read = lambda clips: dict(clip=clips.mean((1, 3, 4)), frame=clips.mean((3, 4)))
 mean = Detector("mean", "mean_distance", "distance of mean colours", 3, 2, read)
-teacher = random_teacher("tiny-wan-t2v").sampled(steps=1)
+teacher = random_teacher("tiny-cogvideox-2b").sampled(steps=1)
 said = ["a fox runs", "rain"]
 real = Material(torch.rand(2, 9, 3, 32, 48), torch.zeros(2, 2, dtype=torch.long), None, captions=said)
 importance = sweep(teacher, real, "layer", mean, progress=False)

@@ -48,7 +48,7 @@ def footage(family, n=2):
     "Clips of noise, with captions."
     f, h, w = clip_size(family)
     clips = torch.rand(n, f, 3, h, w, generator=torch.Generator().manual_seed(0))
-    return Material(clips, torch.tensor([[3, 1]] * n), None, captions=["a fox runs", "rain"])
+    return Material(clips, torch.tensor([[3, 1]] * n), None, captions=["a fox runs", "rain"][:n])
 
 
 @pytest.fixture(scope="module")
@@ -142,9 +142,9 @@ def test_the_controls_are_those_of_the_family(name, bench, teacher):
 
 @each_tiny
 def test_progress_ends_where_the_work_does_and_a_halt_leaves_no_trace(name, teacher):
-    t, request, told = teacher(name), footage(FAMILIES[name]).request, []
+    t, request, told = teacher(name), footage(FAMILIES[name], 1).request, []
     two = {k: 2 for k in t.settings() if k == "steps"}
-    before = preview(t, None, request, 0, told.append, batch=1, **two)[0]
+    before = preview(t, None, request, 0, told.append, **two)[0]
     assert told == sorted(told) and told[-1] == 1 > told[-2]
 
     def halt(share):
@@ -152,8 +152,8 @@ def test_progress_ends_where_the_work_does_and_a_halt_leaves_no_trace(name, teac
             raise Cancelled
 
     with pytest.raises(Cancelled):
-        preview(t, cut_of(name), request, 0, halt, batch=1, **two)
-    assert torch.equal(preview(t, None, request, 0, batch=1, **two)[0], before)
+        preview(t, cut_of(name), request, 0, halt, **two)
+    assert torch.equal(preview(t, None, request, 0, **two)[0], before)
 
 
 @each_tiny
@@ -231,6 +231,15 @@ def test_a_metric_that_nothing_here_measures(bench, monkeypatch):
     monkeypatch.setattr(it, "detector", None)
     it.finder.check.click()
     assert "nothing here measures mean_distance" in it.finder.said.value
+
+
+def test_other_clips_than_the_sweeps_are_said(fresh):
+    real = footage(FAMILIES["tiny-svd-vae"])
+    more = replace(real, clips=torch.cat([real.clips] * 2), motion=torch.cat([real.motion] * 2), captions=None)
+    it = fresh("tiny-svd-vae", material=more)
+    it.measure(it.plan)
+    it.background.wait()
+    assert "with 4 clips; the sweep had 2" in it.finder.said.value
 
 
 def test_students_stand_beside_the_plan(fresh, teacher):

@@ -186,8 +186,13 @@ class PlanFinder(w.VBox):
         if lacking: raise BadInput(f"a plan is found among layers, and the table has no {lacking}: sweep with level layer")
         self.history.set(find_plan(self.budget, self.importance, self.metric, **{self.kind.value: self.limit.value / self._scale()}))
 
-    def tell(self, *_, measured: tuple = None) -> None:  # measured: value, lo, hi
+    def tell(self, *_,
+        measured: tuple = None,  # value, lo, hi
+        n: int = None,  # clips that it was measured with
+    ) -> None:
         "Say what the plan is feared to do and, where it was measured, what it does."
         name, fear = MEASURE_NAMES.get(self.metric, self.metric), feared(self.budget, self.history.plan, self.importance, self.metric)
         guess = "no estimate (the table does not reach this plan's blocks)" if fear is None else f"estimated <b>{_plain(fear)}</b> (the sum of single harms)"
         self.said.value = f"{escape(name)}: {guess}, " + ("measured <b>{}</b> ({} – {})".format(*map(_plain, measured)) if measured else "not measured")
+        own = self.importance.n.iloc[0]
+        if n not in (None, own): self.said.value += f" with {n} clips; the sweep had {own}, and distances from different numbers do not compare"

@@ -29,9 +29,7 @@ from .world import DIRECTIONS, SPEEDS
 MOST = 16  # clips and captions that are offered
 
 class Part(w.HBox):
-    "The controls of one field of a `Request`."
-    def given(self): raise NotImplementedError  # what that field gets
-
+    "The controls of one field of a `Request`, which is `given()`."
     def begin(self) -> None: "Offer what there is."
 
     def follow(self, material: Material, i: int) -> None: "Take over what belongs to clip `i`, which was chosen."

@@ -103,7 +103,6 @@ def forwards(
     teacher: Teacher,
     clips: int,
     batch: int,  # clips in one forward
-    size: tuple[int, int, int] = None,  # of the clips: it changes nothing
     **settings,  # see `Teacher.settings`
 ) -> int:
     "How often the network will run; raises `BadInput` for less than one step."
@@ -118,7 +117,8 @@ def preview(
     seed: int = 0,
     report: Callable = lambda share: None,  # progress, 0 … 1; may raise to stop
     batch: int = 4,  # clips in one forward
-    **settings,  # size, steps, guidance, …: see `Teacher.answer`
+    size: tuple[int, int, int] = None,  # frames, height and width of the clips: see `Teacher.answer`
+    **settings,  # steps, guidance, …: see `Teacher.settings`
 ) -> tuple[Tensor, str]:  # clips [b f c h w] in [0, 1], float32; a remark on how they were made
     "What a plan makes of a request; the teacher is left as it was. Raises `BadInput` for what the family cannot answer."
     n, remark, names = forwards(teacher, len(request), batch, **settings), "", ()
@@ -127,4 +127,4 @@ def preview(
         network, names = teacher.network, plan.dropped
         remark = f"shown with its blocks bypassed, since no student can be cut yet: {e}"
     with ablated(network, *names), watched(network, report, n):
-        return replace(teacher, network=network).answer(request, seed, batch, **settings).float(), remark
+        return replace(teacher, network=network).answer(request, seed, batch, size=size, **settings).float(), remark

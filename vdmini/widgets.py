@@ -179,7 +179,7 @@ class Workbench(w.VBox):
         self.background.start(work, self._measured)
 
     def _measured(self, row: pd.Series) -> None:
-        self.finder.tell(measured=(row.value, row.lo, row.hi))
+        self.finder.tell(measured=(row.value, row.lo, row.hi), n=row.n)
         self.figures.show_measured(row.value)
 
     def still(self) -> HTML:
