@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from vdmini.budget import recorded
 from vdmini.core import BadInput
 from vdmini.cost import cost
 from vdmini.detectors import Detector
@@ -59,7 +60,7 @@ def tables(teacher):
     def of(name):
         if name not in made:
             t = teacher(name)
-            weighed = cost(t.network, t.inputs(), repeats=1, warmup=0)
+            weighed = recorded("cost") if t.family.bundled else cost(t.network, t.inputs(), repeats=1, warmup=0)
             made[name] = sweep(t, footage(t.family), "stage", MEAN, progress=False), weighed
         return made[name]
 
