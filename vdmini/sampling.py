@@ -74,6 +74,7 @@ class Sampler:
     pipeline: Callable = None  # () → the diffusers pipeline that it goes through; None: none
     components: Callable = lambda family: {}  # the pipeline's other parts, with random weights
     single: bool = False  # a clip takes one forward: what lies before a bypassed block need not be computed again
+    passes: Callable = lambda **settings: 1  # (**settings) → forwards in one step
 
 # %% ../nbs/00c_sampling.ipynb #f3f9755b
 SIGMA_MAX = 700.  # SVD's highest noise level
@@ -205,7 +206,7 @@ def ask_guided(teacher, request: Request, told: dict, steps: int, guidance: floa
     return dict(num_inference_steps=steps, guidance_scale=guidance, prompt_embeds=tokens, negative_prompt_embeds=empty)
 
 WAN = Sampler(("prompts",), tell_text, Through("b c f h w", ask_guided), AutoencoderKLWan, {}, dict(steps=50, guidance=5.),
-              lambda: diffusers.WanPipeline, flow_parts(3.))
+              lambda: diffusers.WanPipeline, flow_parts(3.), passes=lambda guidance, **_: 1 + (guidance > 1))
 
 def cogvideox_parts(family) -> dict:
     "CogVideoX-2b's schedule."

@@ -21,9 +21,9 @@ function render({ model, el }) {
     if (!cell) return;
     const [x, y] = centre(cell), home = el.getBoundingClientRect();
     tip.textContent = cell.dataset.tip;
-    const right = x - home.x > home.width / 2; // stay inside the widget
-    Object.assign(tip.style, { top: `${y - home.y + 26}px`, left: right ? "auto" : `${x - home.x}px`,
-      right: right ? `${home.right - x}px` : "auto" });
+    const right = x - home.x > home.width / 2, low = home.height - tip.offsetHeight; // stay inside the widget, beside the block
+    Object.assign(tip.style, { top: `${Math.max(0, Math.min(y - home.y + 26, low))}px`, left: right ? "auto" : `${x - home.x + 36}px`,
+      right: right ? `${home.right - x + 36}px` : "auto" });
   };
   const press = (event) => {
     const cell = event.target.closest("[data-block]");
