@@ -216,7 +216,8 @@ TEXT = """
 import torch
 from vdmini.cost import cost
 from vdmini.detectors import Detector
-from vdmini.sweep import Material, sweep
+from vdmini.material import Material
+from vdmini.sweep import sweep
 from vdmini.teachers import random_teacher
 from vdmini.widgets import Workbench
 
@@ -264,7 +265,7 @@ def test_a_prompt_is_typed_and_the_clip_follows(text):
     text.get_by_text("the prompt is empty").first.wait_for()
     say(text, "steps", "0")
     say(text, "prompt", "rain")
-    text.get_by_text("0 steps; expected at least 1").first.wait_for()
+    text.get_by_text("steps 0; expected a whole number, at least 1").first.wait_for()
     assert frame(text) == crow
     text.locator("select:has(option:text-is('captions …'))").first.select_option("rain")
     say(text, "steps", "2")

@@ -10,9 +10,10 @@ from vdmini.core import BadInput
 from vdmini.cost import cost
 from vdmini.detectors import Detector
 from vdmini.families import FAMILIES, clip_size
+from vdmini.material import Material
 from vdmini.preview import Cancelled, preview
 from vdmini.surgery import Plan, make_student
-from vdmini.sweep import Material, sweep
+from vdmini.sweep import sweep
 from vdmini.teachers import load_teacher, random_teacher
 from vdmini.widgets import Workbench
 
@@ -183,7 +184,7 @@ def test_what_cannot_be_made_is_one_line_and_the_next_change_works(bench):
     start, before = it.clips.start, shown(it)["this plan"]
     boxes = start.settings | start.sizes | dict(prompt=start.parts["prompts"].text)
     lines = {
-        ("steps", 0): "0 steps; expected at least 1",
+        ("steps", 0): "steps 0; expected a whole number, at least 1",
         ("height", 30): "nearest: 9 frames of 32×48 pixels",
         ("frames", 8): "1 + a multiple of 4 frames",
         ("prompt", "  "): "the prompt is empty",

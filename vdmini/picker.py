@@ -21,8 +21,8 @@ from .core import BadInput
 from .families import clip_size
 from .preview import readable_error
 from .sampling import Request
-from .sweep import Material, folder_material
-from .teachers import Teacher
+from .material import Material, folder_material
+from .teacher import Teacher
 from .world import DIRECTIONS, SPEEDS
 
 # %% ../nbs/08e_picker.ipynb #f549c94a

@@ -20,7 +20,7 @@ from .blocks import blocks, modules_at
 from .core import BadInput
 from .sampling import Request
 from .surgery import Plan, ablated, make_student
-from .teachers import Teacher
+from .teacher import Teacher
 
 # %% ../nbs/08d_preview.ipynb #036319d5
 class Cancelled(Exception):
@@ -105,10 +105,9 @@ def forwards(
     batch: int,  # clips in one forward
     **settings,  # see `Teacher.settings`
 ) -> int:
-    "How often the network will run; raises `BadInput` for less than one step."
+    "How often the network will run; raises `BadInput` for settings that the family cannot have."
     settings = teacher.settings(**settings)
-    if (steps := settings.get("steps", 1)) < 1: raise BadInput(f"{steps} steps; expected at least 1")
-    return -(-clips // batch) * steps * teacher.family.sampler.passes(**settings)
+    return -(-clips // batch) * settings.get("steps", 1) * teacher.family.sampler.passes(**settings)
 
 def preview(
     teacher: Teacher,
@@ -127,4 +126,4 @@ def preview(
         network, names = teacher.network, plan.dropped
         remark = f"shown with its blocks bypassed, since no student can be cut yet: {e}"
     with ablated(network, *names), watched(network, report, n):
-        return replace(teacher, network=network).answer(request, seed, batch, size=size, **settings).float(), remark
+        return replace(teacher, network=network).answer(request, seed, batch, size=size, **settings), remark

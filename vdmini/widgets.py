@@ -29,8 +29,8 @@ from .preview import Background, preview, readable_error
 from .sampling import Request
 from .shelf import PlanShelf
 from .surgery import Plan
-from .sweep import Material, world_material
-from .teachers import Teacher
+from .material import Material, world_material
+from .teacher import Teacher
 
 # %% ../nbs/08f_widgets.ipynb #6a0eb5f2
 class ClipPanel(w.VBox):
