@@ -1,5 +1,6 @@
 """Bad input: one clear line, exit code 2, nothing half-written."""
 
+import errno
 import json
 import shutil
 import subprocess
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from vdmini.core import BadInput, samples
+from vdmini.core import BadInput, samples, write_whole
 from vdmini.demo import vdmini_generate
 from vdmini.evaluate import vdmini_evaluate
 from vdmini.material import world_material
@@ -118,6 +119,29 @@ def test_values_that_cannot_be(run, args, message, tmp_path, capsys):
         run("tiny-svd", out=str(tmp_path / "made" / "for.gif"), **args)
     said = capsys.readouterr().err.splitlines()[-1]
     assert e.value.code == 2 and said.startswith(f"{run.__name__}: ") and message in said
+    assert not [*tmp_path.iterdir()]
+
+
+@pytest.mark.parametrize("error", [MemoryError(), torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB.")])
+def test_where_memory_ends(error, tmp_path, monkeypatch, capsys):
+    def full(*_, **__):
+        raise error
+
+    monkeypatch.setattr(Teacher, "answer", full)
+    with pytest.raises(SystemExit) as e:
+        vdmini_generate("tiny-svd", out=str(tmp_path / "c.gif"))
+    said = capsys.readouterr().err
+    assert e.value.code == 1 and said.count("\n") == 1 and "out of memory" in said and "fewer frames" in said
+
+
+def test_a_full_disk(tmp_path):
+    def full(path):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(BadInput, match="cannot write .*t.parquet: No space left on device"):
+        with write_whole(tmp_path / "t.parquet") as path:
+            path.write_text("half")
+            full(path)
     assert not [*tmp_path.iterdir()]
 
 

@@ -279,7 +279,9 @@ def test_a_configuration_that_says_more(wan, net, plan, tmp_path):
 def test_networks_of_other_families(net, tmp_path, plan, refuse):
     config = json.loads((net / "config.json").read_text())
     for text, words in {
-        json.dumps(config | dict(num_layers=31)): "of other sizes than those of: svd,",
+        json.dumps(
+            config | dict(num_layers=31)
+        ): "of other sizes than those of: wan-t2v, tiny-wan-t2v; nearest: tiny-wan-t2v, but for num_layers 31 (there 30)",
         json.dumps(config | dict(_class_name="UNet2DModel")): "no network class 'UNet2DModel'; nearest: ",
         json.dumps(config | dict(patch_size="x")): "describes no network",
         "{": "no readable config.json",

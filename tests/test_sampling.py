@@ -38,14 +38,15 @@ def teacher():
     return lambda name: made.setdefault(name, random_teacher(name))
 
 
+NAMES = ["a fox runs", "a crow flies", "rain", "snow"]
+
+
 def material(family, n=3):
     "Clips of noise, with captions."
     g = torch.Generator().manual_seed(0)
     f, h, w = clip_size(family)
-    names = ["a fox runs", "a crow flies", "rain", "snow"][:n]
-    return Material(
-        torch.randint(256, (n, f, 3, h, w), generator=g) / 255, torch.zeros(n, 2, dtype=torch.long), None, captions=names
-    )
+    clips = torch.randint(256, (n, f, 3, h, w), generator=g) / 255
+    return Material(clips, torch.zeros(n, 2, dtype=torch.long), None, captions=NAMES[:n])
 
 
 def steps(teacher):
@@ -132,6 +133,11 @@ def test_one_step_of_svd_is_sfv(teacher):
     assert torch.allclose(sampled, by_hand, atol=1e-3)
 
 
+def test_the_bundled_family_with_random_weights():
+    clip = load_teacher("random:tiny-svd").generate(torch.rand(1, 3, 32, 32), torch.zeros(1, 2, dtype=torch.long))
+    assert clip.shape == (1, *clip_size(FAMILIES["tiny-svd"])[:1], 3, 32, 32)
+
+
 def test_guidance_grows_only_over_several_steps(teacher):
     t = teacher("tiny-svd-clip")
     request = material(t.family).request
@@ -208,6 +214,8 @@ def test_text_encoders_are_asked(teacher, tmp_path):
     told = real.tell(material(t.family).request)
     assert told["encoder_hidden_states"].shape[::2] == (3, t.family.tokens[1]) and told["pooled_projections"].shape == (3, 6)
     assert told["encoder_attention_mask"].shape == told["encoder_hidden_states"].shape[:2]
+    for tokens in told["encoder_hidden_states"], told["pooled_projections"]:  # each prompt gets through
+        assert all(not torch.equal(tokens[0], other) for other in tokens[1:])
     clips = real.answer(material(t.family).request, steps=2)
     assert clips.shape == material(t.family).clips.shape and clips.isfinite().all()
     real.pipeline.save_pretrained(tmp_path / "p")
@@ -280,23 +288,25 @@ def test_turbo_against_its_formula(teacher):
     assert torch.allclose(t.sample(request, told, noise, range(3), steps=2), by_hand, atol=1e-3)
 
 
-def tokenizer():
-    "It knows single characters."
+def tokenizer(*words: str):
+    "It knows these words, or single characters."
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    vocabulary = {c: i for i, c in enumerate(["<pad>", "<eos>", "<unk>", *map(chr, range(32, 127)), "\n"])}
-    letters = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    letters.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    known = words or [*map(chr, range(32, 127)), "\n"]
+    vocabulary = {c: i for i, c in enumerate(["<pad>", "<eos>", "<unk>", *known])}
+    found = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    found.pre_tokenizer = pre_tokenizers.Whitespace() if words else pre_tokenizers.Split("", "isolated")
     marks = dict(pad_token="<pad>", eos_token="<eos>", unk_token="<unk>")
-    return PreTrainedTokenizerFast(tokenizer_object=letters, model_max_length=77, **marks)
+    return PreTrainedTokenizerFast(tokenizer_object=found, model_max_length=77, **marks)
 
 
 def text_encoders(t):
-    "A language model, CLIP, and tokenizers that know single characters."
+    "A language model whose tokenizer knows the words of our captions, CLIP and one that knows single characters."
     from transformers import CLIPTextConfig, CLIPTextModel, LlamaConfig, LlamaModel
 
     letters, (_, width), pooled = tokenizer(), t.family.tokens, t.network.config.pooled_projection_dim
+    words = tokenizer(*dict.fromkeys(" ".join(NAMES).split()))  # letters would fill what there is room for before the prompt
     sizes = dict(vocab_size=len(letters), intermediate_size=16)
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -304,7 +314,7 @@ def text_encoders(t):
         clip = CLIPTextModel(
             CLIPTextConfig(hidden_size=pooled, num_hidden_layers=1, num_attention_heads=2, eos_token_id=1, **sizes)
         )
-    return dict(text_encoder=llama.eval(), tokenizer=letters, text_encoder_2=clip.eval(), tokenizer_2=letters)
+    return dict(text_encoder=llama.eval(), tokenizer=words, text_encoder_2=clip.eval(), tokenizer_2=letters)
 
 
 def test_bad_requests(teacher):

@@ -7,7 +7,7 @@ __all__ = ['BadInput', 'choose', 'some', 'write_whole', 'out_dir', 'versions', '
            'check_seed', 'command']
 
 # %% ../nbs/00_core.ipynb #64a52eed
-import difflib, functools, importlib.resources, inspect, json, os, platform, sys, tempfile
+import difflib, errno, functools, importlib.resources, inspect, json, os, platform, sys, tempfile
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -50,7 +50,10 @@ def write_whole(
     except OSError as e: raise BadInput(f"cannot write {path}: {e.strerror} ({e.filename})") from e
     with hold:
         fresh = Path(hold.name) / path.name
-        yield fresh
+        try: yield fresh
+        except OSError as e:
+            if e.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG): raise
+            raise BadInput(f"cannot write {path}: {e.strerror}") from e
         if path.is_dir() and fresh.is_dir(): path.rename(Path(hold.name) / "replaced")
         os.replace(fresh, path)
 
@@ -119,7 +122,7 @@ def _remove_empty(folders: list[Path]) -> None:
             if p.is_dir(): p.rmdir()
 
 def command(f):
-    "Make `f` a console script whose `BadInput` is one line on stderr and exit code 2, and leaves no empty folder behind."
+    "Make `f` a console script whose `BadInput` is one line on stderr and exit code 2, and leaves no empty folder; where memory ends, 1."
     from fastcore.script import call_parse
     @functools.wraps(f)
     def run(*args, **kwargs):
@@ -132,4 +135,8 @@ def command(f):
             _remove_empty(absent)
             print(f"{f.__name__}: {' '.join(str(e).split())}", file=sys.stderr)
             raise SystemExit(2) from None
+        except (MemoryError, RuntimeError) as e:
+            if not isinstance(e, MemoryError) and type(e).__name__ != "OutOfMemoryError": raise  # torch's own
+            print(f"{f.__name__}: out of memory ({(str(e).splitlines() or ['no more said'])[0]}); fewer frames or pixels need less", file=sys.stderr)
+            raise SystemExit(1) from None
     return call_parse(run)

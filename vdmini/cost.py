@@ -6,6 +6,7 @@
 __all__ = ['PEAK_CPU', 'PEAK_CUDA', 'latency', 'measure', 'cost', 'summands', 'readable', 'vdmini_cost']
 
 # %% ../nbs/06b_cost.ipynb #3f557678
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -17,6 +18,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
+from tqdm.auto import trange
 
 from .blocks import LEVELS, levels_of, prunable
 from .core import BadInput, choose, command, out_dir, save_table
@@ -42,11 +44,12 @@ def latency(
     inputs: dict,  # keyword arguments of one forward, on the network's device
     repeats: int = 10,  # forwards that count
     warmup: int = 2,  # forwards before them that do not
+    progress: bool = False,  # show a progress bar
 ) -> tuple[dict, float]:  # row → ms of its own; ms of a whole forward without hooks; both means of the middle half of the forwards
     "Time forwards with and without hooks in turn, so that whatever else the machine does hits both alike."
     read, difference, wait = _clock(next(network.parameters()).device)
     forward, runs, wholes = partial(prunable(network), **inputs), [], []
-    for i in range(warmup + repeats):
+    for i in trange(warmup + repeats, desc="timed", disable=not progress):
         log = segments(network, parts, forward, read)
         wait()  # both forwards find the device idle
         with torch.no_grad(): start, _, end = read(), forward(), read()
@@ -74,7 +77,7 @@ def measure(
     network: nn.Module,  # with weights
     parts: list[Part],
     inputs: dict,  # keyword arguments of one forward, on the network's device
-    **times,  # `repeats` and `warmup` of `latency`
+    **times,  # `repeats`, `warmup` and `progress` of `latency`
 ) -> tuple[dict, float]:  # what `cost` needs beyond `count`; ms of a whole forward without hooks
     "Measure what counting cannot tell: time, and on a GPU the memory of its own allocator."
     (own, whole), device = latency(network, parts, inputs, **times), next(network.parameters()).device
@@ -90,12 +93,13 @@ def cost(
     repeats: int = 10,  # timed forwards
     warmup: int = 2,  # forwards before them that do not count
     count_only: bool = False,  # no weights needed; `latency_ms` stays NaN
+    progress: bool = False,  # show a progress bar
 ) -> pd.DataFrame:  # block, level, params, flops, latency_ms, peak_bytes, attention_flops; `attrs`: whole_ms, peak
     "What each block costs at every level, with `.rest` rows and `total`; raises `BadInput` for a network without weights."
     _check(network, repeats, warmup, count_only)
     tree = parts(network, level)
     counted = count(network, tree, inputs)
-    found, whole = ({}, None) if count_only else measure(network, tree, inputs, repeats=repeats, warmup=warmup)
+    found, whole = ({}, None) if count_only else measure(network, tree, inputs, repeats=repeats, warmup=warmup, progress=progress)
     sums = {k: sum_up(tree, own) for k, own in dict(counted, params=count_params(network, tree)).items() if k != "peak_bytes"}
     columns = dict(peak_bytes=counted["peak_bytes"], latency_ms={}) | sums | found
     names = ("params", "flops", "latency_ms", "peak_bytes", "attention_flops")
@@ -152,7 +156,8 @@ def vdmini_cost(
     model: str,  # a family, e.g. tiny-svd or svd (random: before it for random weights), or a folder with a cut or whole network
     plan: str = None,  # weigh what this plan leaves: a JSON file, or the word vdmini
     level: str = "layer",  # the level to print, and the finest to look at: stage, layer or sub
-    repeats: int = 10,  # timed forwards
+    repeats: int = 10,  # timed forwards, each once with hooks and once without
+    warmup: int = 2,  # forwards before them that do not count
     frames: int = None,  # of the clip; without it, as many as the family's own
     height: int = None,  # of the clip, in pixels; without it, the family's own
     width: int = None,  # of the clip, in pixels; without it, the family's own
@@ -170,7 +175,7 @@ def vdmini_cost(
     with FakeTensorMode() if count_only else nullcontext():  # of what is only counted, shapes are enough
         inputs = moved(network_inputs(family_of(network), latent=latent), **place)
     folder = out_dir(out) if out else None
-    table = cost(network, inputs, level, repeats, count_only=count_only)
+    table = cost(network, inputs, level, repeats, warmup, count_only, progress=sys.stderr.isatty())
     if folder: save_table(table, folder / "cost.parquet", model=model, plan=plan, level=level, device=place["device"], dtype=str(place["dtype"]),
                           repeats=None if count_only else repeats, count_only=count_only, **_facts(table, network, latent, inputs))
     print(readable(table, level).to_string(float_format="{:,.3f}".format))

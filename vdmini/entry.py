@@ -132,15 +132,24 @@ def family_of(
 ) -> Family:
     "The family whose configuration `network` has, with the entries that vary as they are there; raises `BadInput` where there is none."
     for f in FAMILIES.values():
-        if isinstance(network, f.network_class) and _fits(f, network.config):
+        if isinstance(network, f.network_class) and not _unlike(f, network.config):
             own = {k: network.config[k] for k in f.varies}
             return f if own.items() <= f.config.items() else replace(f, config=f.config | own)
-    raise BadInput(f"a {type(network).__name__} of other sizes than those of: {', '.join(FAMILIES)}")
+    raise BadInput(_strange(network))
 
-def _fits(family: Family, config: dict) -> bool:
+def _unlike(family: Family, config: dict) -> list[str]:
+    "The entries of a configuration that are not the family's."
     counts = {s.count for s in family.layout.stages}
     plain = lambda v: list(v) if isinstance(v, (tuple, list)) else v
-    return all(config.get(k) <= v if k in counts else plain(config.get(k)) == plain(v) for k, v in family.config.items() if k not in family.varies)
+    fits = lambda k, came, own: isinstance(came, int) and came <= own if k in counts else plain(came) == plain(own)
+    return [k for k, own in family.config.items() if k not in family.varies and not fits(k, config.get(k), own)]
+
+def _strange(network: nn.Module) -> str:
+    kind, kin = type(network).__name__, [f for f in FAMILIES.values() if isinstance(network, f.network_class)]
+    if not kin: return f"a {kind} is of no family; expected one of: {', '.join(sorted({f.network_class.__name__ for f in FAMILIES.values()}))}"
+    near = min(kin, key=lambda f: len(_unlike(f, network.config)))
+    odd = [f"{k} {network.config.get(k)} (there {near.config[k]})" for k in _unlike(near, network.config)]
+    return f"a {kind} of other sizes than those of: {', '.join(f.name for f in kin)}; nearest: {near.name}, but for {', '.join(odd)}"
 
 # %% ../nbs/00a_entry.ipynb #c475d7bf
 def _nearest(n: int, step: int, first: int = 0) -> int:  # first + a multiple of `step`, positive

@@ -56,8 +56,10 @@ def folder_material(
     f, h, w = size or clip_size(teacher.family)
     skipped = []
     found = [*footage(folder, f, (h, w), n, skipped)]
-    clips, captions = torch.cat([o.clips for o in found]), [o.caption or "" for o in found for _ in o.clips]
-    source = dict(folder=str(folder), files=sorted({o.file for o in found}), skipped=[[str(p), why] for p, why in skipped])
+    captions, files = [o.caption or "" for o in found for _ in o.clips], sorted({o.file for o in found})
+    clips = torch.empty(len(captions), f, 3, h, w)
+    for place in clips.split([len(o.clips) for o in found]): place.copy_(found.pop(0).clips)  # so that no clip is held twice
+    source = dict(folder=str(folder), files=files, skipped=[[str(p), why] for p, why in skipped])
     return Material(clips, motion_of(clips), None, source, captions if any(captions) else None)
 
 # %% ../nbs/04c_material.ipynb #89436df6

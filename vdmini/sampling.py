@@ -90,7 +90,9 @@ def one_step(teacher, request: Request, told: dict, noise: Tensor, seeds) -> Ten
 TEMPORAL_VAE = dict(latent_channels=4, layers_per_block=2, sample_size=768, down_block_types=("DownEncoderBlock2D",) * 4,
                     block_out_channels=(128, 256, 512, 512))
 
-SPRITES = Sampler(("frames", "motion"), tell_motion, one_step, AutoencoderKLTemporalDecoder, {}, single=True)
+SPRITES = Sampler(("frames", "motion"), tell_motion, one_step, AutoencoderKLTemporalDecoder, dict(
+    latent_channels=4, layers_per_block=1, sample_size=32, scaling_factor=1., down_block_types=("DownEncoderBlock2D",) * 3,
+    block_out_channels=(32, 64, 64)), single=True)
 
 def rebuild(teacher, request: Request, told: dict, noise: Tensor, seeds) -> Tensor:
     "Encode and decode again; the noise plays no part."

@@ -48,8 +48,10 @@ def dice(
 ):
     "Random weights follow from `seed`; torch's own random numbers, and its defaults, are left as they were."
     before, device = torch.get_default_dtype(), torch.device(device)
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), device:
-        torch.manual_seed(seed)
+    gpus = [torch.cuda.current_device() if device.index is None else device.index] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=gpus), device:
+        torch.default_generator.manual_seed(seed)
+        for i in gpus: torch.cuda.default_generators[i].manual_seed(seed)
         torch.set_default_dtype(dtype)
         try: yield
         finally: torch.set_default_dtype(before)
