@@ -101,6 +101,15 @@ def test_the_way_in_bfloat16(name):
 
 
 @each_random
+def test_all_that_is_made_up_is_where_it_is_wanted(name):
+    "The meta device stands for a GPU here: what constructors leave on the CPU would not meet the rest there."
+    t = random_teacher(name, device="meta", dtype=torch.bfloat16)
+    modules = [t.network, t.vae, *(m for m in t.parts.values() if isinstance(m, torch.nn.Module))]
+    assert all(p.is_meta for m in modules for p in (*m.parameters(), *m.buffers()))
+    assert {p.dtype for m in modules for p in m.parameters()} == {torch.bfloat16}
+
+
+@each_random
 def test_a_clip_depends_on_its_seed_and_place_alone(name, teacher):
     t = teacher(name)
     request = material(t.family).request

@@ -64,7 +64,8 @@ def random_network(
 ) -> nn.Module:  # in evaluation mode
     "A family's network with random weights."
     family = FAMILIES[choose(name, FAMILIES, "model")]
-    with dice(seed, device, dtype): return family.network_class(**family.config).eval().requires_grad_(False)
+    with dice(seed, device, dtype): network = family.network_class(**family.config)
+    return nn.Module.to(network, device, dtype).eval().requires_grad_(False)  # some tensors ask nobody where they are to be
 
 def random_teacher(
     name: str,  # a family's
@@ -78,7 +79,14 @@ def random_teacher(
     if network is None: network = random_network(name, seed, device, dtype)
     with dice(seed + 1, device, dtype):
         vae = network if family.component == "vae" else family.sampler.vae_class(**family.sampler.vae).eval().requires_grad_(False)
-        return Teacher(family_of(network), network, vae, "random weights", family.sampler.components(family))
+    with dice(seed + 2): parts = family.sampler.components(family)  # schedules are made on the CPU, whatever is done with them
+    _place(parts | dict(vae=vae), device, dtype)
+    return Teacher(family_of(network), network, vae, "random weights", parts)
+
+def _place(parts: dict, *where) -> None:
+    "Move the networks among a pipeline's components."
+    for part in parts.values():
+        if isinstance(part, nn.Module): nn.Module.to(part, *where)
 
 # %% ../nbs/02e_teachers.ipynb #a93660a8
 def load_part(
@@ -150,13 +158,13 @@ def load_teacher(
     if not (root / "vae").is_dir(): return _borrowing(family, network, root, base, device, dtype)
     vae = load_part(family.sampler.vae_class, root / "vae", device, dtype)
     parts = load_parts(root, family, dtype, vae=vae, unet=network, transformer=network)
-    for part in parts.values():
-        if isinstance(part, nn.Module): part.to(device)
+    _place(parts, device)
     return Teacher(family, network, vae, str(root), parts)
 
 def _borrowing(family: Family, network: nn.Module, root: Path, base: str, device, dtype: torch.dtype) -> Teacher:
     "A network from one place, the rest from another."
     place = base or family.bundled or family.borrows or family.hub
     if not place: raise BadInput(f"{root} holds no VAE, and {family.name} has no place of its own; name its pipeline's folder as base")
-    if not (root_of(place, "unet", "transformer") / "vae").is_dir(): raise BadInput(f"{place} holds no VAE; expected a folder with a whole pipeline")
-    return replace(load_teacher(place, network, device=device, dtype=dtype), source=str(root))
+    found = root_of(place, "unet", "transformer")
+    if not (found / "vae").is_dir(): raise BadInput(f"{place} holds no VAE; expected a folder with a whole pipeline")
+    return replace(load_teacher(found, network, device=device, dtype=dtype), source=str(root))
