@@ -12,7 +12,7 @@ from torch.distributed._tools.mem_tracker import MemTracker
 
 from vdmini.blocks import blocks, module_of
 from vdmini.core import BadInput, load_table
-from vdmini.cost import PEAK_CPU, cost, summands, vdmini_cost
+from vdmini.cost import PEAK_CPU, cost, latency, summands, vdmini_cost
 from vdmini.count import LiveBytes, highest, parts, segments
 from vdmini.families import FAMILIES, latent_size, network_inputs, skeleton
 from vdmini.surgery import Plan, make_student
@@ -114,6 +114,32 @@ def test_a_fake_forward_has_the_peaks_of_a_real_one(tiny, inputs, table):
         real = highest(segments(tiny, tree, partial(tiny, **inputs), live.reading))
     assert all(real[row.block] == row.peak_bytes for row in table.itertuples())
     assert table.attrs["peak"] == PEAK_CPU
+
+
+def test_a_clock_that_runs_behind(tiny, inputs, monkeypatch):
+    "A GPU's readings are events: no difference may be taken before all is done, and each forward must find the device idle."
+    events, waits = [], []
+
+    class Event:
+        def __init__(self):
+            self.time, self.over = time.perf_counter(), False
+            events.append(self)
+
+    def wait():
+        waits.append(len(events))
+        for event in events:
+            event.over = True
+
+    def difference(a, b):
+        assert a.over and b.over
+        return 1000 * (b.time - a.time)
+
+    monkeypatch.setattr("vdmini.cost._clock", lambda device: (Event, difference, wait))
+    tree = parts(tiny, "stage")
+    own, whole = latency(tiny, tree, inputs, repeats=3, warmup=1)
+    assert set(own) == {p.own for p in tree} and min(own.values()) > 0 and whole > 0
+    hooked = 2 * sum(bool(p.paths) for p in tree)
+    assert waits == [n for i in range(4) for n in (i * (hooked + 2) + hooked, (i + 1) * (hooked + 2))]
 
 
 def test_measuring_leaves_nothing_behind(tiny, inputs):
