@@ -6,12 +6,11 @@ import pytest
 import torch
 from diffusers import PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from safetensors.torch import save_file
+from small import MEAN, NAMES, material, small_cut
 
 from vdmini.core import BadInput
-from vdmini.detectors import Detector
 from vdmini.evaluate import evaluate
 from vdmini.families import FAMILIES, SIGMA_MAX, clip_size
-from vdmini.material import Material
 from vdmini.plan import Plan, ablated
 from vdmini.surgery import make_student
 from vdmini.sweep import sweep
@@ -20,15 +19,6 @@ from vdmini.teachers import load_teacher, random_teacher
 
 RANDOM = [n for n in FAMILIES if n.startswith("tiny-") and not FAMILIES[n].bundled]
 each_random = pytest.mark.parametrize("name", RANDOM)
-CUT = {"D": "D.1.R.1 D.1.A.1 U.2.R.1 U.2.A.1", "Mid": "Mid.A.0 Up.3.R.1", "DS": "DS.03 SS.39", "B": "B.07 B.29"}  # by first stage
-MEAN = Detector(
-    "mean",
-    "mean_distance",
-    "distance of mean colours",
-    3,
-    2,
-    lambda clips: dict(clip=clips.mean((1, 3, 4)), frame=clips.mean((3, 4))),
-)
 
 
 @pytest.fixture(scope="module")
@@ -36,17 +26,6 @@ def teacher():
     "A function: the random teacher of a family, always the same one."
     made = {}
     return lambda name: made.setdefault(name, random_teacher(name))
-
-
-NAMES = ["a fox runs", "a crow flies", "rain", "snow"]
-
-
-def material(family, n=3):
-    "Clips of noise, with captions."
-    g = torch.Generator().manual_seed(0)
-    f, h, w = clip_size(family)
-    clips = torch.randint(256, (n, f, 3, h, w), generator=g) / 255
-    return Material(clips, torch.zeros(n, 2, dtype=torch.long), None, captions=NAMES[:n])
 
 
 def steps(teacher):
@@ -69,12 +48,12 @@ def quick(monkeypatch):
 @each_random
 def test_from_teacher_to_clip(name, teacher, quick):
     t = quick(teacher(name))
-    real, first = material(t.family), Plan.dropping(name).keep[0].split(".")[0]
+    real = material(t.family)
     table = sweep(t, real, "stage", MEAN, progress=False)
     stages = table[table.metric == "content_drift"].set_index("block").value
     assert stages["none"] == 0 and (stages.drop("none") > 0).all()
 
-    plan = Plan.dropping(name, *CUT[first].split())
+    plan = small_cut(name)
     student = replace(t, network=make_student(t.network, plan))
     whole, cut = t.answer(real.request), student.answer(real.request)
     assert whole.shape == cut.shape == real.clips.shape and whole.dtype == torch.float32
@@ -90,8 +69,7 @@ def test_the_way_in_bfloat16(name):
     "As it goes on a GPU; clips are float32 whatever the weights are."
     t = random_teacher(name, dtype=torch.bfloat16)
     t, real = t.sampled(**steps(t)), material(t.family)
-    first = Plan.dropping(name).keep[0].split(".")[0]
-    student = make_student(t.network, Plan.dropping(name, *CUT[first].split()))
+    student = make_student(t.network, small_cut(name))
     table = evaluate(t, dict(student=student), real, MEAN, repeats=1)
     assert {p.dtype for m in (t.network, t.vae, student) for p in m.parameters()} == {torch.bfloat16}
     assert t.answer(real.request).dtype == torch.float32

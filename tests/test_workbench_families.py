@@ -4,13 +4,12 @@ from dataclasses import replace
 
 import pytest
 import torch
+from small import MEAN, NAMES, material, small_cut
 
 from vdmini.budget import recorded
 from vdmini.core import BadInput
 from vdmini.cost import cost
-from vdmini.detectors import Detector
 from vdmini.families import FAMILIES, clip_size
-from vdmini.material import Material
 from vdmini.preview import Cancelled, preview
 from vdmini.surgery import Plan, make_student
 from vdmini.sweep import sweep
@@ -21,15 +20,6 @@ pytestmark = pytest.mark.slow  # each family is swept and weighed
 TINY = [name for name in FAMILIES if name.startswith("tiny-")]
 PICTURES = {"frames", "clips"}  # fields of a request that have a size
 each_tiny = pytest.mark.parametrize("name", TINY)
-CUT = {"D": "D.1.R.1 D.1.A.1 U.2.R.1 U.2.A.1", "Mid": "Mid.A.0 Up.3.R.1", "DS": "DS.03 SS.39", "B": "B.07 B.29"}  # by first stage
-MEAN = Detector(
-    "mean",
-    "mean_distance",
-    "distance of mean colours",
-    3,
-    2,
-    lambda clips: dict(clip=clips.mean((1, 3, 4)), frame=clips.mean((3, 4))),
-)
 
 
 @pytest.fixture(scope="module")
@@ -47,10 +37,7 @@ def teacher():
 
 
 def footage(family, n=2):
-    "Clips of noise, with captions."
-    f, h, w = clip_size(family)
-    clips = torch.rand(n, f, 3, h, w, generator=torch.Generator().manual_seed(0))
-    return Material(clips, torch.tensor([[3, 1]] * n), None, captions=["a fox runs", "rain"][:n])
+    return material(family, n, motion=(3, 1))
 
 
 @pytest.fixture(scope="module")
@@ -96,10 +83,6 @@ def bench(fresh):
     return of
 
 
-def cut_of(name: str) -> Plan:
-    return Plan.dropping(name, *CUT[Plan.dropping(name).keep[0].split(".")[0]].split())
-
-
 def shown(bench) -> dict:
     return bench.clips.player._every
 
@@ -112,7 +95,7 @@ def test_the_clips_are_those_of_teacher_and_student(name, bench):
     torch.testing.assert_close(shown(it)["whole model"], whole)
     assert torch.equal(shown(it)["this plan"], shown(it)["whole model"])
 
-    plan = cut_of(name)
+    plan = small_cut(name)
     it.history.set(plan)
     it.background.wait()
     student = replace(it.teacher, network=make_student(it.teacher.network, plan))
@@ -154,7 +137,7 @@ def test_progress_ends_where_the_work_does_and_a_halt_leaves_no_trace(name, teac
             raise Cancelled
 
     with pytest.raises(Cancelled):
-        preview(t, cut_of(name), request, 0, halt, **two)
+        preview(t, small_cut(name), request, 0, halt, **two)
     assert torch.equal(preview(t, None, request, 0, **two)[0], before)
 
 
@@ -172,7 +155,7 @@ def test_without_material(name, fresh):
     spoken = "prompts" in FAMILIES[name].sampler.takes
     assert ("whole model" in shown(it)) == spoken
     assert ("name a folder of videos, or upload a file" in it.clips.player.message) == (not spoken)
-    it.history.set(cut_of(name))
+    it.history.set(small_cut(name))
     it.background.wait()
     assert ("whole model" in shown(it)) == spoken
     it.finder.check.click()
@@ -207,9 +190,9 @@ def test_a_caption_fills_the_prompt(bench):
     it = bench("tiny-wan-t2v")
     part, before = it.clips.start.parts["prompts"], shown(it)["whole model"]
     assert part.text.value == "a fox runs"
-    part.captions.value = "rain"
+    part.captions.value = NAMES[1]
     it.background.wait()
-    assert part.text.value == "rain" and not torch.equal(shown(it)["whole model"], before)
+    assert part.text.value == NAMES[1] and not torch.equal(shown(it)["whole model"], before)
 
 
 def test_tables_that_do_not_reach(bench, tables, teacher, tmp_path):
@@ -245,7 +228,7 @@ def test_other_clips_than_the_sweeps_are_said(fresh):
 
 
 def test_students_stand_beside_the_plan(fresh, teacher):
-    network = make_student(teacher("tiny-cogvideox-2b").network, cut_of("tiny-cogvideox-2b"))
+    network = make_student(teacher("tiny-cogvideox-2b").network, small_cut("tiny-cogvideox-2b"))
     it = fresh("tiny-cogvideox-2b", students={"tuned": network})
     assert [*shown(it)] == ["whole model", "this plan", "tuned"]
     assert not torch.equal(shown(it)["tuned"], shown(it)["whole model"])
