@@ -131,6 +131,17 @@ def test_networks_of_other_guidance_are_of_the_family(scales, tmp_path, capsys):
             teacher.generate(prompts=("rain",), steps=2)
 
 
+def test_frames_are_those_of_the_checkpoint(tmp_path, capsys):
+    "img2vid-xt paints 25 frames, img2vid 14, with the same layers."
+    with torch.device("meta"):
+        longer = FAMILIES["svd"].network_class(**FAMILIES["svd"].config | dict(num_frames=25))
+    assert (family_of(longer).name, clip_size(family_of(longer))) == ("svd", (25, 576, 1024))
+    longer.save_config(tmp_path)
+    vdmini_cost(str(tmp_path), level="stage", count_only=True, out=str(tmp_path / "out"))
+    table, facts = load_table(tmp_path / "out" / "cost.parquet")
+    assert facts["frames"] == 25 and table.params.iloc[-1] == FULL["svd"]
+
+
 @each_tiny
 def test_blocks_are_named_as_at_full_size(name):
     small, full = skeleton(name), skeleton(name.removeprefix("tiny-").removesuffix("-clip"))

@@ -73,7 +73,7 @@ class Family:
     stride: int = 1  # how many frames of the clip each latent frame after the first covers
     multiple: int = 8  # latent height and width must be multiples of it: the network halves them, or cuts them to patches
     longest: int = 0  # most frames of a clip that it was built for; 0: as many as its own
-    varies: tuple[str, ...] = ()  # entries of `config` that another checkpoint of the family may have otherwise
+    varies: tuple[str, ...] = ()  # entries of `config` that another checkpoint of the family may have otherwise; num_frames: so many are its own
 
     @property
     def component(self) -> str:  # "unet", "transformer" or "vae"
@@ -134,7 +134,8 @@ def family_of(
     for f in FAMILIES.values():
         if isinstance(network, f.network_class) and not _unlike(f, network.config):
             own = {k: network.config[k] for k in f.varies}
-            return f if own.items() <= f.config.items() else replace(f, config=f.config | own)
+            if own.items() <= f.config.items(): return f
+            return replace(f, config=f.config | own, latent=(own.get("num_frames", f.latent[0]), *f.latent[1:]))
     raise BadInput(_strange(network))
 
 def _unlike(family: Family, config: dict) -> list[str]:

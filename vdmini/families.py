@@ -63,7 +63,8 @@ def svd_inputs(family: Family, b: int, latent: tuple, g: Generator) -> dict:
                 encoder_hidden_states=torch.randn(b, *family.tokens, generator=g), added_time_ids=torch.ones(b, ids))
 
 add(Family(
-    "svd", "Stable Video Diffusion / SF-V", UNetSpatioTemporalConditionModel, dict(num_attention_heads=(5, 10, 20, 20)),
+    "svd", "Stable Video Diffusion / SF-V", UNetSpatioTemporalConditionModel, dict(num_attention_heads=(5, 10, 20, 20), num_frames=14),
+    varies=("num_frames",),  # 14 in img2vid, 25 in img2vid-xt
     latent=(14, 4, 72, 128), tokens=(1, 1024), layout=Layout(UNET, (RESIDUAL, ATTENTION), skips=True), inputs=svd_inputs,
     paper_drop=VDMINI_UNET, paper_how="VDMini, Section 3.2 and Table A4", sampler=SVD, longest=25,
     hub="stabilityai/stable-video-diffusion-img2vid", licence="other/stable-video-diffusion-community"))
