@@ -279,7 +279,7 @@ def test_network_is_told_the_scales_that_it_takes(teachers):
         sample, t = rearrange(x, "b f c h w -> b c f h w"), torch.tensor([504, 4])
         want = network(sample=sample, timestep=t, **scales, **given).sample
         torch.testing.assert_close(got, rearrange(want, "b c f h w -> b f c h w"))
-        without = T2VTurboUNet(**FAMILIES[T2V].config, time_cond_proj_dim=None, motion_cond_proj_dim=None).eval()
+        without = T2VTurboUNet(**FAMILIES[T2V].config | dict(time_cond_proj_dim=None, motion_cond_proj_dim=None)).eval()
         want = without(sample=sample, timestep=t, **given).sample
         torch.testing.assert_close(task.epsilon(without, x, drawn, given), rearrange(want, "b c f h w -> b f c h w"))
 
