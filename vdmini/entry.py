@@ -72,6 +72,7 @@ class Family:
     factor: int = 8  # how many pixels one latent position covers, per side
     stride: int = 1  # how many frames of the clip each latent frame after the first covers
     multiple: int = 8  # latent height and width must be multiples of it: the network halves them, or cuts them to patches
+    batch: int = 1  # clips in one forward, unless told otherwise
     longest: int = 0  # most frames of a clip that it was built for; 0: as many as its own
     varies: tuple[str, ...] = ()  # entries of `config` that another checkpoint of the family may have otherwise; num_frames: so many are its own
 
@@ -95,7 +96,7 @@ def add_small(
     **changes,  # fields that differ
 ) -> None:
     "Put a family's small twin into the table: the same blocks under the same names, and no weights of its own on the hub."
-    add(replace(FAMILIES[of], name=name, title=title, **dict(hub="", file="", borrows="", licence="", longest=0) | changes))
+    add(replace(FAMILIES[of], name=name, title=title, **dict(hub="", file="", borrows="", licence="", longest=0, batch=8) | changes))
 
 # %% ../nbs/00a_entry.ipynb #e0870ede
 def network_folder(

@@ -67,6 +67,7 @@ def evaluate(
     detector: Detector = None,  # default: tiny for the generated world, TransNet for footage
     seed: int = 0,  # of noise and bootstrap
     repeats: int = 10,  # timed forwards of each network; 0: no times
+    batch: int = None,  # clips in one forward; None: the family's own
 ) -> pd.DataFrame:  # model, metric, value, lo, hi, n, seed; `attrs`: the protocol
     "Quality, size and speed of a teacher and its students; raises `BadInput` for a student of another family."
     material = material or world_material(128, 7)
@@ -76,7 +77,7 @@ def evaluate(
     for name, network in students.items():
         if family_of(network).name != teacher.family.name:
             raise BadInput(f"{name} is of the family {family_of(network).name}, its teacher of {teacher.family.name}")
-    made = {name: replace(teacher, network=n).answer(material.request, seed) for name, n in networks.items()}
+    made = {name: replace(teacher, network=n).answer(material.request, seed, batch) for name, n in networks.items()}
     table = pd.concat([compare(made, material, detector, seed), *_sizes(networks, len(material.clips), seed),
                        *_times(networks, teacher, repeats, seed)], ignore_index=True)
     table.attrs = protocol(teacher, material, detector, seed=seed)
@@ -140,6 +141,7 @@ def vdmini_evaluate(
     videos: int = 128,  # clips to use
     detector: str = None,  # tiny, transnet or i3d; default: tiny for the generated world, transnet for footage
     steps: int = None,  # of the sampler; without it, the family's own
+    batch: int = None,  # clips in one forward; without it, the family's own
     base: str = None,  # where VAE and encoders come from, if MODEL holds nothing but a network
     device: str = None,  # e.g. cpu or cuda; without it, the GPU where there is one
     dtype: str = None,  # float32, bfloat16 or float16; without it, bfloat16 on a GPU and float32 on the CPU
@@ -154,7 +156,7 @@ def vdmini_evaluate(
     cut = make_student(teacher.network, Plan.dropping(teacher.family.name, *dropped_from(tuned)))
     material = material_of(teacher, data, videos, 7)
     judge = judge or default_detector(material)
-    table = evaluate(teacher, {"cut, not tuned": cut, "student": tuned}, material, judge, seed)
+    table = evaluate(teacher, {"cut, not tuned": cut, "student": tuned}, material, judge, seed, batch=batch)
     save_table(table, folder / "evaluation.parquet", student=str(student), **table.attrs)
     print(as_printed(table).dropna(axis=1, how="all").round(3).T.to_string())
     print(f"\n{recovered(table, 'cut, not tuned', 'student', judge.metric):.1%} of what cutting cost in {judge.metric} is won back -> {folder / 'evaluation.parquet'}")

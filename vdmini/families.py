@@ -121,7 +121,7 @@ add(Family(
     paper_how="it removes layers of Mid and Up.3, and channels; which ones is not published", sampler=REBUILT, longest=25,
     hub="stabilityai/stable-video-diffusion-img2vid", licence="other/stable-video-diffusion-community"))
 
-add_small("svd-vae", "tiny-svd-vae", "SVD's temporal decoder in small, for tests (no weights)", latent=(3, 4, 4, 6),
+add_small("svd-vae", "tiny-svd-vae", "SVD's temporal decoder in small, for tests (no weights)", latent=(3, 4, 4, 6), batch=4,  # decoded at once
           config=FAMILIES["svd-vae"].config | dict(block_out_channels=(32, 32, 64, 64), sample_size=32))
 
 # %% ../nbs/00e_families.ipynb #15460ab5

@@ -102,12 +102,12 @@ def watched(
 def forwards(
     teacher: Teacher,
     clips: int,
-    batch: int,  # clips in one forward
+    batch: int = None,  # clips in one forward; None: the family's own
     **settings,  # see `Teacher.settings`
 ) -> int:
     "How often the network will run; raises `BadInput` for settings that the family cannot have."
     settings = teacher.settings(**settings)
-    return -(-clips // batch) * settings.get("steps", 1) * teacher.family.sampler.passes(**settings)
+    return -(-clips // teacher.together(batch)) * settings.get("steps", 1) * teacher.family.sampler.passes(**settings)
 
 def preview(
     teacher: Teacher,
@@ -115,7 +115,7 @@ def preview(
     request: Request,  # what the family takes
     seed: int = 0,
     report: Callable = lambda share: None,  # progress, 0 … 1; may raise to stop
-    batch: int = 4,  # clips in one forward
+    batch: int = None,  # clips in one forward; None: the family's own
     size: tuple[int, int, int] = None,  # frames, height and width of the clips: see `Teacher.answer`
     **settings,  # steps, guidance, …: see `Teacher.settings`
 ) -> tuple[Tensor, str]:  # clips [b f c h w] in [0, 1], float32; a remark on how they were made

@@ -148,8 +148,8 @@ def features_of(
     material: Material,
     names: list[str],  # block addresses, any level
     detector: Detector,
-    seed: int = 0,
-    batch: int = 8,
+    seed: int,
+    batch: int,  # clips in one forward
     parts: Path = None,  # folder that keeps finished batches
     progress: bool = True,
 ) -> dict[str, dict[str, np.ndarray]]:  # name ("none" for the whole model) → features of all clips
@@ -168,14 +168,14 @@ def sweep(
     level: str = "layer",  # "stage", "layer", "sub", or "all"
     detector: Detector = None,  # the tiny one where the true factors are known, else TransNet
     seed: int = 0,  # of the noise and of the bootstrap
-    batch: int = 8,  # clips in one forward
+    batch: int = None,  # clips in one forward; None: the family's own
     parts: Path = None,  # folder that keeps finished batches, to resume
     progress: bool = True,
 ) -> pd.DataFrame:  # block, level, metric, value, lo, hi, n, seed
     "Leave-one-out importance of every block at a level (VDMini Section 3.2); raises `BadInput` for too few clips."
     levels = levels_of(teacher.network) if choose(level, [*LEVELS, "all"], "level") == "all" else (level,)
     detector = detector or default_detector(material)
-    n = detector.enough(len(material.clips))
+    n, batch = detector.enough(len(material.clips)), teacher.together(batch)
     level_of = {b.name: l for l in levels for b in blocks(teacher.network, l)}
     seen = features_of(teacher, material, list(level_of), detector, seed, batch, parts, progress)
     real = np.concatenate([detector(c)["clip"] for c in material.clips.split(batch)])
@@ -194,13 +194,14 @@ def run_sweep(
     seed: int = 0,
     progress: bool = True,
     detector: Detector = None,  # see `sweep`
+    batch: int = None,  # clips in one forward; None: the family's own
 ) -> pd.DataFrame:
     "Sweep and save the table with what produced it; a second run after an interruption goes on where the first was."
     out, detector = out_dir(out), detector or default_detector(material)
     facts = protocol(teacher, material, detector, level=level, seed=seed)
     key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
-    parts = out_dir(out / f".sweep-{key}")
-    try: table = sweep(teacher, material, level, detector, seed, parts=parts, progress=progress)
+    parts = out_dir(out / f".sweep-{key}-{teacher.together(batch)}")
+    try: table = sweep(teacher, material, level, detector, seed, batch, parts, progress)
     except BadInput:
         if not any(parts.iterdir()): parts.rmdir()
         raise
@@ -230,6 +231,7 @@ def vdmini_sweep(
     detector: str = None,  # tiny, transnet or i3d; without it, tiny for the generated world, transnet for footage
     steps: int = None,  # of the sampler; without it, the family's own
     guidance: float = None,  # strength of guidance; without it, the family's own
+    batch: int = None,  # clips in one forward; without it, the family's own
     base: str = None,  # where VAE and encoders come from, if MODEL holds nothing but a network
     device: str = None,  # e.g. cpu or cuda; without it, the GPU where there is one
     dtype: str = None,  # float32, bfloat16 or float16; without it, bfloat16 on a GPU and float32 on the CPU
@@ -242,6 +244,6 @@ def vdmini_sweep(
     skipped = material.source.get("skipped", [])
     if skipped: print(f"{len(skipped)} files skipped: " + "; ".join(f"{name} ({why})" for name, why in skipped))
     judge = judge or default_detector(material)
-    table = run_sweep(teacher, material, level, out, seed, detector=judge)
+    table = run_sweep(teacher, material, level, out, seed, detector=judge, batch=batch)
     for l in table.level.unique(): print(wide(table, l).round(3).to_string(), "\n")
     print(judge.label, "->", Path(out) / "importance.parquet")

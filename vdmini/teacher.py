@@ -185,17 +185,25 @@ def clip_seeds(
     return range(first := seed * 1_000_003 + start, first + n)
 
 @patch
+def together(self: Teacher,
+    batch: int = None,  # what was asked for; None: nothing was
+) -> int:
+    "How many clips go into one forward; raises `BadInput` for less than one."
+    if batch is not None and batch < 1: raise BadInput(f"{batch} clips in one forward; expected at least 1")
+    return batch or self.family.batch
+
+@patch
 def answer(self: Teacher,
     request: Request,
     seed: int = 0,  # what chance decides about clip i depends on `seed` and i alone
-    batch: int = 8,  # clips in one forward
+    batch: int = None,  # clips in one forward; None: the family's own
     progress: bool = False,  # show a progress bar
     size: tuple[int, int, int] = None,  # frames, height and width of the clips; None: of the frames that came, or the family's own
     **settings,  # e.g. steps, guidance: see `settings`
 ) -> Tensor:  # [b f c h w] in [0, 1], on the CPU
     "The clips of a request, seeded; raises `BadInput` for one that lacks what the family takes."
     self.check(request, size)
-    if batch < 1: raise BadInput(f"{batch} clips in one forward; expected at least 1")
+    batch = self.together(batch)
     noise, out = self.noise(len(request), seed, size or self.size_of(request)), []
     for i in tqdm(range(0, len(request), batch), disable=not progress, desc="clips"):
         part = request[i:i + batch]
@@ -207,7 +215,7 @@ def generate(self: Teacher,
     frames: Tensor = None,  # [b c h w] first frames in [0, 1]
     motion: Tensor = None,  # [b 2] indices of direction (0–7, E counter-clockwise) and speed (0–1)
     seed: int = 0,  # see `answer`
-    batch: int = 8,  # clips in one forward
+    batch: int = None,  # clips in one forward; None: the family's own
     progress: bool = False,  # show a progress bar
     prompts: tuple[str, ...] = None,  # one text per clip
     clips: Tensor = None,  # [b f c h w] in [0, 1], for a VAE

@@ -109,7 +109,7 @@ class Workbench(w.VBox):
         material: Material = None,  # real clips to start from and to measure with; None: the generated world for a model that knows it, else none
         plans="plans",  # folder of saved plans
         detector: Detector = None,  # that the sweep was made with; None: the one of its metric
-        batch: int = 4,  # clips in one forward, when a plan is measured
+        batch: int = None,  # clips in one forward, when a plan is measured; None: the family's own
     ):
         family, n, seed = teacher.family.name, int(importance.n.iloc[0]), int(importance.seed.iloc[0])
         if not material and "motion" in teacher.family.sampler.takes: material = world_material(n, seed)
