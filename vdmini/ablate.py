@@ -12,9 +12,9 @@ import pandas as pd
 
 from .core import BadInput, choose, command, load_table, out_dir, save_table
 from .evaluate import evaluate
+from .material import world_material
 from .recipe import TrainConfig, encoded
 from .surgery import Plan, make_student
-from .material import world_material
 from .teacher import Teacher
 from .teachers import load_network, load_teacher
 from .train import train

@@ -23,9 +23,9 @@ from torch import nn
 from .blocks import blocks, layout_of, levels_of, stage_of
 from .core import BadInput, choose
 from .families import skeleton
+from .plan import Plan
 from .player import STATIC, with_picture
 from .plots import COSTS, METRICS
-from .plan import Plan
 
 # %% ../nbs/08c_map.ipynb #bd3f1f13
 class PlanHistory(traitlets.HasTraits):

@@ -10,8 +10,8 @@ import pandas as pd
 from torch import Tensor
 
 from .detectors import Detector
-from .metrics import flow, interval, motion_drift, resamples
 from .material import Material
+from .metrics import flow, interval, motion_drift, resamples
 from .sweep import measures
 
 # %% ../nbs/05b_compare.ipynb #51844f6a

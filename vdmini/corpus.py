@@ -24,8 +24,8 @@ from .captions import footage, need_captions
 from .clips import listed
 from .core import BadInput, write_whole
 from .families import clip_size, latent_size
-from .metrics import motion_of
 from .material import Material
+from .metrics import motion_of
 from .sweep import weights_hash
 from .teacher import Teacher
 from .world import World

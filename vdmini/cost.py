@@ -24,8 +24,8 @@ from .blocks import LEVELS, levels_of, prunable
 from .core import BadInput, choose, command, out_dir, save_table
 from .count import Part, count, count_params, highest, parts, segments, spent, sum_up
 from .families import clip_size, family_of, latent_size, network_inputs, skeleton
-from .surgery import Plan, dropped_from, make_student
 from .sampling import moved
+from .surgery import Plan, dropped_from, make_student
 from .teachers import load_network, placement
 
 # %% ../nbs/06b_cost.ipynb #17b7bd6b

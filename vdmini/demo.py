@@ -22,12 +22,12 @@ from .core import BadInput, choose, command, out_dir, save_table, write_whole
 from .cost import cost
 from .detectors import Detector
 from .families import asked_size
+from .material import Material, default_detector, world_material
 from .pictures import plot_frames
 from .plots import plot_cost, plot_drift, plot_factors, plot_importance
 from .report import Section, write_report
 from .sampling import Request
 from .surgery import Plan, make_student
-from .material import Material, default_detector, world_material
 from .sweep import generate_without, protocol, run_sweep, wide
 from .teacher import Teacher
 from .teachers import load_teacher, placement

@@ -20,11 +20,11 @@ from .blocks import prunable
 from .compare import compare
 from .core import BadInput, choose, command, out_dir, samples, save_table
 from .detectors import Detector, load_detector
+from .families import family_of
+from .material import Material, default_detector, material_of, world_material
 from .sampling import moved
 from .surgery import Plan, dropped_from, make_student
-from .material import Material, default_detector, material_of, world_material
 from .sweep import protocol
-from .families import family_of
 from .teacher import Teacher
 from .teachers import load_network, load_teacher, placement
 

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 
 from .blocks import blocks, layout_of
 from .core import BadInput, choose
+from .families import Preconditioning
 from .losses import Features, full, karras, per_clip, spread
 from .tasks import task_of
-from .families import Preconditioning
 from .teacher import Teacher
 
 # %% ../nbs/09b_judge.ipynb #a5f4069c

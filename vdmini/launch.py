@@ -24,11 +24,11 @@ import plotly.graph_objects as go
 from torch import Tensor
 
 from .core import BadInput, write_whole
+from .material import Material
 from .processes import configuration
 from .recipe import TrainConfig
 from .runs import at_work, checkpoints, place, read_log
 from .surgery import Plan
-from .material import Material
 from .teachers import load_network, load_teacher
 
 # %% ../nbs/10b_launch.ipynb #b54b2f1f

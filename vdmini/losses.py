@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from .blocks import block, blocks, layout_of, module_of
 from .core import BadInput, choose
-from .surgery import Plan, cut
 from .families import SIGMA_MAX, family_of, skeleton
+from .surgery import Plan, cut
 
 # %% ../nbs/09_losses.ipynb #d1bf2757
 class _Enough(Exception): "All features are there; what follows in the forward is not needed."

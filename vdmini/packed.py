@@ -15,8 +15,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from .core import BadInput, samples, write_whole
-from .surgery import Plan, make_student, weight_names
 from .families import family_of
+from .surgery import Plan, make_student, weight_names
 from .teachers import load_teacher
 
 # %% ../nbs/10c_packed.ipynb #f4432da3

@@ -19,9 +19,9 @@ from torch import Tensor
 from .clips import read_clip
 from .core import BadInput
 from .families import clip_size
+from .material import Material, folder_material
 from .preview import readable_error
 from .sampling import Request
-from .material import Material, folder_material
 from .teacher import Teacher
 from .world import DIRECTIONS, SPEEDS
 

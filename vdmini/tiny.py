@@ -20,10 +20,10 @@ from torch import Tensor, nn
 
 from .core import command, write_whole
 from .detectors import ClipClassifier, load_detector
+from .families import FAMILIES
 from .losses import pseudo_huber
 from .metrics import frechet
 from .surgery import network_class
-from .families import FAMILIES
 from .teacher import Teacher
 from .teachers import load_teacher
 from .world import FACTORS, World

@@ -28,11 +28,11 @@ from .recipe import TrainConfig, draw
 from .rewards import Reward
 from .runs import (Console, Log, Stopped, alone, asked_to_leave, checkpoints, claim, place, random_states, restore_random_states,
                          save_checkpoint, sweep_up)
+from .places import locate
 from .step import Bench, bench_of, game, losses, train_step
 from .surgery import Plan, dropped_from
 from .sweep import weights_hash
 from .tasks import task_of
-from .places import locate
 from .teacher import Teacher
 from .teachers import RANDOM, load_network, load_teacher
 from .trackers import TRACKERS, Tracker

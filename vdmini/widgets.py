@@ -22,6 +22,7 @@ from .budget import MEASURES, Budget
 from .compare import compare
 from .core import BadInput
 from .detectors import DETECTORS, Detector, load_detector
+from .material import Material, world_material
 from .panels import BudgetPanel, PlanFinder, budget_html, budget_table, level_shown
 from .picker import StartPicker
 from .player import ClipPlayer, with_picture
@@ -29,7 +30,6 @@ from .preview import Background, preview, readable_error
 from .sampling import Request
 from .shelf import PlanShelf
 from .surgery import Plan
-from .material import Material, world_material
 from .teacher import Teacher
 
 # %% ../nbs/08f_widgets.ipynb #6a0eb5f2
