@@ -20,7 +20,7 @@ from .core import BadInput, some
 from .families import FAMILIES, family_of, folder_config
 from .places import locate, weight_files
 from .surgery import network_class
-from .t2v import FIRST_KEY, PROJECTIONS, T2VTurboUNet, official_keys, read_official
+from .t2v import FIRST_KEY, T2VTurboUNet, official_keys, official_scales, read_official
 
 # %% ../nbs/02d_checkpoint.ipynb #2d94ae54
 @contextmanager
@@ -86,10 +86,9 @@ def _looks(files: list[Path], official: bool) -> tuple[dict, dict]:  # name in t
     return home, stored
 
 def _turbo(stored: dict[str, Tensor], file: Path) -> nn.Module:  # on the meta device
-    scales = {f"{k}_dim": stored[f"{k}.weight"].shape[-1] if f"{k}.weight" in stored else None for k in PROJECTIONS[:2]}
     for f in FAMILIES.values():
         if issubclass(f.network_class, T2VTurboUNet) and f.config["block_out_channels"][0] == len(stored[FIRST_KEY]):
-            with torch.device("meta"): return f.network_class(**f.config | scales)
+            with torch.device("meta"): return f.network_class(**f.config | official_scales(stored))
     raise BadInput(f"{file}: a T2V-Turbo network {len(stored[FIRST_KEY])} channels wide is of no family here")
 
 def _flat(t: Tensor, ndim: int) -> Tensor:  # without the trailing ones that a convolution has and a linear layer has not

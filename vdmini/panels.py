@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['UNITS', 'AXES', 'taken', 'budget_table', 'budget_html', 'level_shown', 'feared', 'axis', 'plot_plane', 'BudgetPanel',
-           'PlanFinder']
+           'safely', 'PlanFinder']
 
 # %% ../nbs/08e_panels.ipynb #9979366c
 from collections.abc import Callable
@@ -144,6 +144,17 @@ class BudgetPanel(w.Box):
 # %% ../nbs/08e_panels.ipynb #55675d87
 def _plain(v: float) -> str: return f"{v:,.1f}" if abs(v) >= 10 else f"{v:.3g}"
 
+def safely(
+    said: w.HTML,  # where it is said
+    act: Callable,  # without arguments; a string that it returns is said
+) -> Callable:  # takes a button
+    "A click that does something and says what came of it, or why it could not be."
+    def click(_):
+        try:
+            if isinstance(text := act(), str): said.value = text
+        except BadInput as e: said.value = f'<span role="alert">{escape(str(e))}</span>'
+    return click
+
 class PlanFinder(w.VBox):
     "Asks for a limit and puts the least harmful plan within it on the map; measures a plan when asked."
     def __init__(self,
@@ -161,8 +172,8 @@ class PlanFinder(w.VBox):
         self.check = w.Button(description="Measure this plan", icon="flask", layout=dict(width="auto"), tooltip="generate the clips of the sweep, sampled as the teacher is, and compare")
         self.said = w.HTML()
         self.kind.observe(self._kind_changed, "value")
-        self.find.on_click(self._safely(self._find))
-        self.check.on_click(self._safely(lambda: measure(history.plan)))
+        self.find.on_click(safely(self.said, self._find))
+        self.check.on_click(safely(self.said, lambda: measure(history.plan)))
         history.observe(self.tell, "plan")
         row = [self.kind, self.limit, self.find] + [self.check] * (measure is not None)
         super().__init__([w.HBox(row, layout=dict(flex_flow="row wrap")), self.said])
@@ -174,12 +185,6 @@ class PlanFinder(w.VBox):
     def _kind_changed(self, *_) -> None:
         most = .75 * self.budget.total[self.kind.value] * self._scale()
         self.limit.value = float(f"{most:.3f}" if most >= 1 else f"{most:.3g}")
-
-    def _safely(self, act: Callable) -> Callable:
-        def click(_):
-            try: act()
-            except BadInput as e: self.said.value = f'<span role="alert">{escape(str(e))}</span>'
-        return click
 
     def _find(self) -> None:
         lacking = next((l for s in self.budget.layers.values() for l in s if l not in {*self.importance.block}), None)

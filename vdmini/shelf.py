@@ -8,7 +8,6 @@ __all__ = ['shelf', 'PlanShelf']
 # %% ../nbs/08e_shelf.ipynb #0d1c5ac5
 import re
 import shlex
-from collections.abc import Callable
 from html import escape
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from .blockmap import PlanHistory
 from .budget import MEASURES, Budget, compare_plans
 from .core import BadInput
 from .families import FAMILIES
-from .panels import UNITS
+from .panels import UNITS, safely
 from .surgery import Plan
 
 # %% ../nbs/08e_shelf.ipynb #dd5145bc
@@ -46,16 +45,10 @@ class PlanShelf(w.VBox):
         buttons = [("Save", "save", self._save), ("Load", "folder-open", self._load), ("Compare", "columns", self._beside),
                    ("Fine-tune …", "share", self._hand_over)]
         made = {label: w.Button(description=label, icon=icon, layout=dict(width="120px")) for label, icon, _ in buttons}
-        for label, _, act in buttons: made[label].on_click(self._safely(act))
         self.buttons, self.said, self.cell = made, w.HTML(), w.Textarea(layout=dict(width="100%", height="64px", display="none"), disabled=True)
         row = [self.name, made["Save"], self.saved, made["Load"], made["Compare"], made["Fine-tune …"]]
+        for label, _, act in buttons: made[label].on_click(safely(self.said, act))
         super().__init__([w.HBox(row, layout=dict(flex_flow="row wrap")), self.said, self.cell])
-
-    def _safely(self, act: Callable) -> Callable:
-        def click(_):
-            try: self.said.value = act() or ""
-            except BadInput as e: self.said.value = f'<span role="alert">{escape(str(e))}</span>'
-        return click
 
     def path(self) -> Path:
         "The file that the name stands for; raises `BadInput` for a name that is none."

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['OFFICIAL_ENDS', 'OFFICIAL_RESNET', 'OFFICIAL_FIXED', 'OFFICIAL_DEFAULTS', 'OFFICIAL_SIZES', 'FIRST_KEY',
            'PROJECTIONS', 'guidance_embedding', 'rate_embedding', 'TurboEmbedding', 'T2VTurboUNet', 'official_blocks',
-           'official_keys', 'official_config', 'read_official', 'load_official']
+           'official_keys', 'official_config', 'read_official', 'official_scales', 'load_official']
 
 # %% ../nbs/00b_t2v.ipynb #dabf231b
 import pickle, re, zipfile
@@ -230,6 +230,12 @@ def _placed(state: dict, network: nn.Module, base: bool) -> dict[str, Tensor]:
         raise BadInput("; ".join(f"{what}: {some(v)}" for what, v in wrong.items() if v) + hint)
     return weights
 
+def official_scales(
+    state: dict[str, Tensor],  # official name → weight, of any device
+) -> dict:  # constructor arguments of `T2VTurboUNet`
+    "Which guidance scales a checkpoint's network takes, and how long their vectors are."
+    return {f"{k}_dim": state[f"{k}.weight"].shape[-1] if f"{k}.weight" in state else None for k in PROJECTIONS[:2]}
+
 def load_official(
     path,  # see `read_official`
     network: nn.Module = None,  # a whole `T2VTurboUNet`, also on the meta device; None: official sizes, scales as in the file
@@ -238,8 +244,7 @@ def load_official(
     "Load an official checkpoint; raises `BadInput`, with the network untouched, unless every weight finds its place."
     state = read_official(path)
     if network is None:
-        scales = {f"{k}_dim": state[f"{k}.weight"].shape[-1] if f"{k}.weight" in state else None for k in PROJECTIONS[:2]}
-        with torch.device("meta"): network = T2VTurboUNet(**({} if base else scales))
+        with torch.device("meta"): network = T2VTurboUNet(**({} if base else official_scales(state)))
     try: weights = _placed(state, network, base)
     except BadInput as e: raise BadInput(f"{path} does not fit this network; {e}") from None
     network.load_state_dict(weights, assign=any(p.is_meta for p in network.parameters()))
